@@ -49,7 +49,7 @@ def jsonl(lines: Sequence[dict[str, Any]]) -> bytes:
 
 
 def input_file(
-    session: Session, caller: Caller, lines: Sequence[dict[str, Any]] | bytes, **columns: Any
+    session: Session, caller: Owner, lines: Sequence[dict[str, Any]] | bytes, **columns: Any
 ) -> File:
     """An uploaded file, its bytes in storage."""
     content = lines if isinstance(lines, bytes) else jsonl(lines)
@@ -72,7 +72,7 @@ def input_file(
     return file
 
 
-def batch(session: Session, caller: Caller, file: File, **columns: Any) -> Batch:
+def batch(session: Session, caller: Owner, file: File, **columns: Any) -> Batch:
     """A new batch with the current prices; no hint has been sent for it."""
     made = Batch(
         **{

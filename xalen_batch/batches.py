@@ -6,10 +6,10 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from uuid import UUID
 
-from sqlalchemy import Interval, Select, bindparam, case, func, insert, select
+from sqlalchemy import Interval, bindparam, case, func, insert, select
 from sqlalchemy.orm import Session
 
-from xalen_batch import catalog, db, disk, files, ids, log, paging, windows
+from xalen_batch import catalog, db, disk, files, ids, log, windows
 from xalen_batch.accounts import accounts, quotas
 from xalen_batch.accounts.accounts import Owner
 from xalen_batch.billing import prices
@@ -23,7 +23,6 @@ from xalen_batch.files import Purpose
 from xalen_batch.models import Batch, File, ScheduleRun, Task
 from xalen_batch.models.base import table_of
 from xalen_batch.models.tasks import TOKEN_COUNTERS
-from xalen_batch.paging import Order, Page
 from xalen_batch.states import BATCH_MOVES, MAY_START, BatchStatus, OnInvalid, QueuedCall, TaskState
 from xalen_batch.windows import ExecutionWindow
 
@@ -57,6 +56,14 @@ class Progress:
         return self.completed + self.failed + self.cancelled + self.expired
 
 
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """The batch that a new one retries, and the reasons for which the lines had failed."""
+
+    of: UUID
+    codes: Sequence[str]
+
+
 def create(
     session: Session,
     owner: Owner,
@@ -71,14 +78,15 @@ def create(
     run: ScheduleRun | None = None,
     call: QueuedCall | None = None,
     discount_rate: Decimal | None = None,
+    retry: Retry | None = None,
 ) -> Batch:
     """Create a batch with the terms and the discount in force now, and enqueue its validation.
 
     `output_expires_after`: lifetime of the output files in seconds. `run`: the schedule's run that
     creates the batch. `call`: the batch is one queued call. `discount_rate`: in place of that in
-    force. Raises InvalidRequest if the input file or a window is not valid, or if no
-    model of the endpoint may be named; TooManyRequests if a quota is used up; StorageFull while a
-    disk is short of space.
+    force. `retry`: the batch runs lines of another one again; its validation writes its input file.
+    Raises InvalidRequest if the input file or a window is not valid, or if no model of the endpoint
+    may be named; TooManyRequests if a quota is used up; StorageFull while a disk is short of space.
     """
     disk.refuse_if_full()
     completion = windows.completion(completion_window)
@@ -86,7 +94,8 @@ def create(
     if execution_window is not None:
         interval = _first_interval(session, execution_window, completion)
     purpose = Purpose.BATCH if call is None else Purpose.CALL
-    file = input_file(session, owner, input_file_id, is_ready=run is None, purpose=purpose)
+    is_ready = run is None and retry is None
+    file = input_file(session, owner, input_file_id, is_ready=is_ready, purpose=purpose)
     frozen = _agreed(session, owner, endpoint)
     quotas.admit_batch(session, owner)
     row = {
@@ -109,6 +118,8 @@ def create(
         "window_closes_at": interval and interval[1],
         "schedule_id": run and run.schedule_id,
         "run_id": run and run.id,
+        "retry_of": retry and retry.of,
+        "retry_codes": retry and list(retry.codes),
     }
     batch: Batch = session.scalars(_INSERT, row).one()
     db.enqueue(session, Job.VALIDATE, batch.id.hex)
@@ -134,8 +145,8 @@ def input_file(
 ) -> File:
     """The input file of a batch, locked against deletion until this transaction ends.
 
-    `is_ready`: the file must have its content; the input of a schedule's run gets it during
-    validation. Raises InvalidRequest, which names `param`, if the file cannot be an input file.
+    `is_ready`: the file must have its content; the input of a schedule's run or of a retry gets it
+    during validation. Raises InvalidRequest, which names `param`, if the file cannot be an input.
     """
     try:
         file = files.lock(session, owner, public_id)
@@ -256,22 +267,6 @@ def cancel(session: Session, batch: Batch) -> Batch:
     return batch
 
 
-def page(
-    session: Session,
-    owner: Owner,
-    *,
-    limit: int,
-    order: Order = "desc",
-    after: str | None,
-    schedule_id: UUID | None = None,
-) -> Page[Batch]:
-    """A page of the owner's batches by creation; with `schedule_id` only those of a schedule."""
-    rows = _visible(owner)
-    if schedule_id is not None:
-        rows = rows.where(Batch.schedule_id == schedule_id)
-    return paging.page(session, rows, Batch.id, "batch", limit=limit, order=order, after=after)
-
-
 def progress(session: Session, batches: Sequence[Batch]) -> dict[UUID, Progress]:
     """The progress of each batch: the sum over its tasks while it runs, then its own columns."""
     found = {batch.id: _ended(batch) for batch in batches if BatchStatus(batch.status).is_terminal}
@@ -338,12 +333,3 @@ def _first_interval(
     now = db.now(session)
     windows.refuse_if_never_open(window, now, completion)
     return window.interval(now)
-
-
-def _visible(owner: Owner) -> Select[Batch]:
-    return select(Batch).where(
-        Batch.account_id == owner.account_id,
-        Batch.livemode == owner.livemode,
-        Batch.ledger.is_(None),
-        Batch.call.is_(None),
-    )

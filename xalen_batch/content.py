@@ -46,10 +46,12 @@ class Zstd:
 class Stored:
     """Bytes that never change. `chunks(start, end)` reads a range; nothing is read before that.
 
+    `confirm` raises the error that `chunks` would raise for a lost object; it reads no content.
     `zstd`: the same content as it is stored in compressed form, if it is.
     """
 
     chunks: Callable[[int, int], Iterator[bytes]]
+    confirm: Callable[[], None]
     size: int
     sha256: bytes
     zstd: Zstd | None = None
@@ -62,7 +64,8 @@ def of(file: File) -> Content:
     """The content of a file that is ready (`files.is_ready`)."""
     match file:
         case File(batch_id=None, sha256=bytes() as sha256):
-            return Stored(partial(storage.chunks, storage.key(file.id)), file.size, sha256)
+            key = storage.key(file.id)
+            return Stored(partial(storage.chunks, key), partial(_confirm, key), file.size, sha256)
         case File(batch_id=UUID() as batch_id, part=str() as part, sha256=None):
             return Rendered(partial(results.chunks, batch_id, FilePart(part)), file.size)
         case File(sha256=bytes() as sha256, stored_bytes=int() as stored_bytes):
@@ -73,7 +76,53 @@ def of(file: File) -> Content:
 def _sealed(file: File, sha256: bytes, stored_bytes: int) -> Stored:
     key, size = storage.output_key(file.id), frames.compressed_size(file.size, stored_bytes)
     zstd = Zstd(partial(storage.chunks, key, 0, size), size, lambda: storage.look(key)[1])
-    return Stored(partial(_of_sealed, file), file.size, sha256, zstd)
+    return Stored(
+        partial(_of_sealed, file), partial(_confirm_sealed, file), file.size, sha256, zstd
+    )
+
+
+def behind(found: Content, lines: int) -> Rendered:
+    """The same content without its first `lines` lines."""
+    return Rendered(partial(_behind, found, lines), None)
+
+
+def whole(found: Content) -> Iterator[bytes]:
+    """All bytes of a content."""
+    match found:
+        case Stored():
+            return found.chunks(0, found.size)
+        case Rendered():
+            return found.chunks()
+
+
+def _behind(found: Content, lines: int) -> Iterator[bytes]:
+    for chunk in whole(found):
+        ends = chunk.count(b"\n") if lines else 0
+        if ends < lines:
+            lines -= ends
+            continue
+        begin = 0
+        for _ in range(lines):
+            begin = chunk.find(b"\n", begin) + 1
+        lines = 0
+        if begin < len(chunk):
+            yield chunk[begin:]
+
+
+def _confirm(key: str) -> None:
+    """Raise FileNotFoundError if an object is lost, another OSError if the store is away."""
+    if not storage.look(key)[1]:
+        marks.confirm_gone(key)
+        raise FileNotFoundError(key)
+
+
+def _confirm_sealed(file: File) -> None:
+    """As `_confirm`, unless there are rows, which stand in for a lost object."""
+    try:
+        _confirm(storage.output_key(file.id))
+    except FileNotFoundError:
+        if next(_rows(file), None) is None:
+            raise
 
 
 def _of_sealed(file: File, start: int, end: int) -> Iterator[bytes]:

@@ -10,7 +10,8 @@ XalenError
 ├── Conflict                409
 │   ├── NotCancellable      409
 │   ├── WebhookDisabled     409
-│   └── FileBusy            409
+│   ├── FileBusy            409
+│   └── UploadBusy          409
 ├── PreconditionFailed      412
 ├── TooLarge                413
 ├── UnsupportedMediaType    415
@@ -123,6 +124,14 @@ class FileBusy(Conflict):
 
     should_retry = True
     code = "file_in_use"
+    retry_after = 2.0
+
+
+class UploadBusy(Conflict):
+    """Another request completes, cancels or extends the upload, and is through moments later."""
+
+    should_retry = True
+    code = "upload_busy"
     retry_after = 2.0
 
 

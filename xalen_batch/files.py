@@ -20,7 +20,7 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from xalen_batch import erasure, ids, paging, storage
 from xalen_batch.accounts import quotas
@@ -30,6 +30,7 @@ from xalen_batch.config import settings
 from xalen_batch.errors import QUOTED_CHARS, FileBusy, InvalidRequest, NotFound
 from xalen_batch.models import Batch, File, InboxRequest, Schedule, ScheduleRun
 from xalen_batch.models.base import table_of
+from xalen_batch.models.files import FilePart
 from xalen_batch.paging import Order, Page
 from xalen_batch.states import ENDING, OPEN_RUNS, TERMINAL, BatchStatus, RunState
 from xalen_batch.storage import marks
@@ -126,11 +127,20 @@ def refuse_if_not_ready(session: Session, file: File, *, param: str) -> None:
         else "Try again when its batch is in_progress."
     )
     raise InvalidRequest(
-        f"File {ids.render('file', file.id)} is the input of a schedule's run, and is not put"
-        f" together yet. {when}",
+        f"File {ids.render('file', file.id)} is the input of a schedule's run or of a retry, and is"
+        f" not put together yet. {when}",
         param=param,
         code="file_not_ready",
     )
+
+
+def lines(session: Session, file: File) -> int | None:
+    """The lines of an output or error file; None: of an upload, which nobody has counted."""
+    if file.batch_id is None:
+        return None
+    batch = session.get_one(Batch, file.batch_id)
+    is_output = file.part == FilePart.OUTPUT
+    return batch.completed if is_output else batch.total - batch.completed
 
 
 def lock(session: Session, owner: Owner, public_id: str) -> File:
@@ -196,6 +206,8 @@ def _refuse_if_read(session: Session, file: File) -> None:
     # A batch that is not ending comes first.
     found = session.execute(reading.order_by(Batch.status.in_(ENDING)).limit(1)).one_or_none()
     if found is None:
+        found = session.execute(retried().where(_RETRIED.input_file_id == file.id)).first()
+    if found is None:
         return
     read = (
         f"File {ids.render('file', file.id)} is the input of batch {ids.render('batch', found.id)},"
@@ -212,6 +224,24 @@ def _refuse_if_read(session: Session, file: File) -> None:
         param="file_id",
         code="file_in_use",
     )
+
+
+_RETRIED = aliased(Batch)
+
+
+def retried() -> Select[UUID, str]:
+    """Retries that have not read the input of the batch whose lines they run again (`_RETRIED`)."""
+    return (
+        select(Batch.id, Batch.status)
+        .join(_RETRIED, Batch.retry_of == _RETRIED.id)
+        .where(Batch.status == BatchStatus.VALIDATING)
+    )
+
+
+def is_read() -> ColumnElement[bool]:
+    """Whether an open batch reads the file, as its input or for the lines that it retries."""
+    reading = select(Batch.id).where(Batch.input_file_id == File.id, Batch.status.not_in(TERMINAL))
+    return or_(reading.exists(), retried().where(_RETRIED.input_file_id == File.id).exists())
 
 
 def erase(session: Session, file: File) -> None:

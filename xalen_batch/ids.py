@@ -6,7 +6,21 @@ from uuid import UUID
 
 import uuid_utils
 
-Kind = Literal["file", "batch", "inv", "key", "acct", "sched", "run", "resp", "evt", "whe"]
+Kind = Literal[
+    "file",
+    "batch",
+    "inv",
+    "key",
+    "acct",
+    "sched",
+    "run",
+    "resp",
+    "evt",
+    "whe",
+    "upload",
+    "part",
+    "msgbatch",
+]
 # The names of the kinds in messages.
 NOUNS: dict[Kind, str] = {
     "file": "file",
@@ -19,6 +33,10 @@ NOUNS: dict[Kind, str] = {
     "resp": "response",
     "evt": "event",
     "whe": "webhook",
+    # A batch, as clients of Anthropic's API see it.
+    "msgbatch": "message batch",
+    "upload": "upload",
+    "part": "part",
 }
 SEPARATOR: dict[str, str] = {"file": "-"}
 # Kinds by the noun in the name of a log field: `batch_id`, `input_file_id`.

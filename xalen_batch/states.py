@@ -53,6 +53,15 @@ class QueuedCall(StrEnum):
     BACKGROUND = "background"  # it asks for it later
 
 
+class UploadStatus(StrEnum):
+    """The states of an upload in parts. It leaves `pending` once, for one of the others."""
+
+    PENDING = "pending"
+    COMPLETED = "completed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+
 class TaskState(StrEnum):
     """The states of a task. Guarded UPDATEs of `models/` make these moves, and no others:
 

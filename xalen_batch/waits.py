@@ -1,5 +1,8 @@
 """Waits: the reason why a batch does not go on, as a sentence for its owner. Computed, not stored.
 
+Of one batch, `of_one` also names what every batch waits for at times: validation, a limit per
+minute, its turn.
+
 The sources are the rows of the workers, into which each process writes the waits of its work every
 second (models/workers.py), the catalog, and the row of the batch. A sentence names no address and
 no key.
@@ -11,16 +14,18 @@ from datetime import datetime
 from enum import StrEnum
 from uuid import UUID
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
 from xalen_batch import catalog
-from xalen_batch.models import Batch, StoreMark, Task, Worker, workers
+from xalen_batch.models import Batch, StoreMark, Task, Worker, tasks, workers
 from xalen_batch.models.tasks import has_state
 from xalen_batch.states import MAY_START, BatchStatus, TaskState
 
 # Most models of one batch that are checked.
 MOST_MODELS = 100
+# Batches that are counted ahead of one that waits for validation.
+MOST_AHEAD = 1_000
 
 
 class Reason(StrEnum):
@@ -31,6 +36,13 @@ class Reason(StrEnum):
     MODEL_MISSING = "model_missing"
     BACKEND_CHANGED = "backend_changed"
     BACKEND_UNAVAILABLE = "backend_unavailable"
+    VALIDATION = "validation"
+    RATE_LIMIT = "rate_limit"
+    TURN = "turn"
+
+
+# Reasons that pass by themselves.
+USUAL = frozenset({Reason.VALIDATION, Reason.RATE_LIMIT, Reason.TURN})
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +76,74 @@ def of(session: Session, batches: Sequence[Batch]) -> dict[UUID, Wait]:
         if wait is not None:
             found[batch.id] = wait
     return found
+
+
+def of_one(session: Session, batch: Batch) -> Wait | None:
+    """The first wait of a batch, also one that passes by itself.
+
+    Runs at most four statements more than `of`, none of which grows with the batch.
+    """
+    if batch.status not in MAY_START:
+        return None
+    system = _System.look(session)
+    if batch.status == BatchStatus.VALIDATING:
+        return next(_waits(batch, system, ()), None) or _validation(session, batch, system)
+    models = _open_models(session, [batch]).get(batch.id, [])
+    wait = next(_waits(batch, system, models), None)
+    if wait is not None:
+        return wait
+    for model in models:
+        limited = _limited(batch, system, model)
+        if limited is not None:
+            return limited
+    return _turn(session, batch, models)
+
+
+def _validation(session: Session, batch: Batch, system: "_System") -> Wait:
+    if batch.lease_until is not None and batch.lease_until > system.now:
+        return Wait(Reason.VALIDATION, "Its input file is being read.", since=batch.created_at)
+    before = select(Batch.id).where(text("batches.status = 'validating'"), Batch.id < batch.id)
+    ahead = session.scalar(select(func.count()).select_from(before.limit(MOST_AHEAD).subquery()))
+    others = f"{'at least ' if ahead == MOST_AHEAD else ''}{ahead:,}"
+    message = "Its input file waits to be read" + (f", behind {others} more." if ahead else ".")
+    return Wait(Reason.VALIDATION, message, since=batch.created_at)
+
+
+def _limited(batch: Batch, system: "_System", model: str) -> Wait | None:
+    """The wait for a limit per minute of the model's backend, if all live workers with it wait."""
+    since = [
+        begun
+        for worker in system.alive
+        for begun, wait in worker.waiting
+        if (wait.reason, wait.model, wait.livemode)
+        == (workers.WorkerWaitReason.RATE_LIMIT, model, batch.livemode)
+    ]
+    config = catalog.models().get(model)
+    if not since or config is None:
+        return None
+    limits = " and ".join(
+        f"{limit:,} {noun}"
+        for limit, noun in (
+            (config.backend.requests_per_minute, "requests"),
+            (config.backend.tokens_per_minute, "tokens"),
+        )
+        if limit
+    )
+    message = f"Its lines wait for the limit of {model}: {limits} per minute."
+    return Wait(Reason.RATE_LIMIT, message, model, min(since))
+
+
+def _turn(session: Session, batch: Batch, models: Sequence[str]) -> Wait | None:
+    """The wait of a batch of which no line is in flight, although lines are left."""
+    if not models or tasks.has_any(session, batch.id, TaskState.RUNNING):
+        return None
+    if not tasks.has_any(session, batch.id, TaskState.PENDING):
+        return None
+    return Wait(
+        Reason.TURN,
+        "Its lines wait for their turn: accounts take turns at the workers, and of an account's"
+        " batches the one with the earliest deadline and the others take turns.",
+    )
 
 
 @dataclass(frozen=True, slots=True)

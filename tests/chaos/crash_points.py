@@ -61,7 +61,7 @@ POINTS = {
     "live: after its commit": Point(
         "api", "xalen_batch.api.live.ledger:Recorder._write", "after", 10
     ),
-    "upload: stored, no row": Point("api", "xalen_batch.api.uploads:_store", "after", 2),
+    "upload: stored, no row": Point("api", "xalen_batch.api.receive:_store", "after", 2),
     "upload: before its commit": Point("api", "xalen_batch.files:create", "after", 2),
     "create: before its commit": Point("api", "xalen_batch.batches:create", "after", 2),
     # Reached by transactions with a message alone, so not by those that record live calls.

@@ -10,6 +10,7 @@ import asyncio
 import os
 import re
 import signal
+from dataclasses import replace
 
 import orjson
 from uvloop import new_event_loop
@@ -17,7 +18,6 @@ from uvloop import new_event_loop
 from xalen_batch.backends.simulated import faults, server
 from xalen_batch.backends.simulated.constants import FINGERPRINT
 from xalen_batch.backends.simulated.model import Answer
-from xalen_batch.endpoints.chunks import of_completion
 
 TOKEN = re.compile(rb"run-[0-9]+-[a-z]+-[0-9]+")
 
@@ -49,11 +49,7 @@ class Recorder(server.Simulator):
             answered["meta"] = {"echo": token.decode()}
         else:
             answered["system_fingerprint"] = f"{FINGERPRINT} {token.decode()}"
-        sent = orjson.dumps(answered)
-        if b'"stream":true' in body:
-            chunks = map(orjson.dumps, of_completion(answered))
-            sent = b"".join(b"data: %b\n\n" % chunk for chunk in (*chunks, b"[DONE]"))
-        return Answer(reply.status, sent, reply.latency, reply.headers, reply.ending)
+        return replace(reply, body=orjson.dumps(answered))
 
 
 async def serve(port: int, log: str) -> None:

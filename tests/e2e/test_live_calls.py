@@ -23,7 +23,7 @@ from tests.factories import CHAT_MODEL
 from xalen_batch.billing import reconcile
 
 CLIENTS = 6
-# The model is busy, also with the slots that a killed process still holds for some seconds; a store
+# The model is busy, also with the permits that a killed process still holds for some seconds; a store
 # is away.
 COME_BACK = {429, 503}
 _lengths = itertools.count(1)
@@ -161,7 +161,7 @@ class TestKilled:
         assert set(calls.errors) <= {None, *COME_BACK}
 
 
-def has_free_slots(stack: Stack) -> bool:
+def has_free_permits(stack: Stack) -> bool:
     """Whether the model takes a call of each client at once."""
     calls = Calls(stack)
     with ThreadPoolExecutor(CLIENTS) as clients:
@@ -169,6 +169,28 @@ def has_free_slots(stack: Stack) -> bool:
             clients.submit(calls.ask, simulate="slow=500")
     calls.are_billed_once()
     return len(calls.answered) == CLIENTS
+
+
+class TestStreamed:
+    def test_the_models_own_stream_arrives_and_is_billed_as_it_says(self, services: Stack) -> None:
+        before = billed(services)
+        client = services.client(retries=0)
+        *chunks, last = client.chat.completions.create(
+            model=CHAT_MODEL,
+            messages=[{"role": "user", "content": "word " * next(_lengths)}],
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+        assert len(chunks) > 5
+        assert chunks[-1].choices[0].finish_reason == "stop"
+        with client.responses.stream(model=CHAT_MODEL, input="word " * next(_lengths)) as told:
+            response = told.get_final_response()
+        assert response.output_text
+        assert last.usage
+        assert response.usage
+        expected = Counter([last.usage.prompt_tokens, response.usage.input_tokens])
+        processes.wait_until(lambda: (billed(services) - before).total() >= 2)
+        assert billed(services) - before == expected
 
 
 class TestPostgres:
@@ -180,8 +202,8 @@ class TestPostgres:
     def test_a_call_that_is_answered_meanwhile_is_billed_when_it_is_back(
         self, services: Stack, fault: Callable[[Stack], None]
     ) -> None:
-        # A killed process still holds its slots for some seconds.
-        processes.wait_until(lambda: has_free_slots(services))
+        # A killed process still holds its permits for some seconds.
+        processes.wait_until(lambda: has_free_permits(services))
         calls = Calls(services)
         calls.ask()
         with ThreadPoolExecutor(CLIENTS) as clients:
@@ -277,11 +299,12 @@ COUNTS = """
 
 
 def end_the_day(stack: Stack) -> list[str]:
-    """End all open ledgers as midnight does, and return their ids, as hexadecimal digits."""
+    """End the open ledgers of chats as midnight does; their ids, as hexadecimal digits."""
     with stack.direct() as session:
         ended = session.execute(
             "UPDATE batches SET expires_at = now(), lease_until = now(), ledger = 'ended ' || ledger"
-            " WHERE ledger IS NOT NULL AND status = 'finalizing' RETURNING id"
+            " WHERE ledger IS NOT NULL AND status = 'finalizing'"
+            " AND endpoint = '/v1/chat/completions' RETURNING id"
         ).fetchall()
     return [id.hex for (id,) in ended]
 

@@ -1,5 +1,5 @@
-"""Both generations of the Python SDK, the Node SDK and the AI SDK run their flows unmodified, with
-`base_url` and `api_key` only.
+"""Both generations of the Python SDK, the Node SDK, the AI SDK, autobatcher, AzureOpenAI and the
+anthropic package run their flows unmodified, with the server's URL and `api_key` only.
 
 Each has a locked environment of its own beside its flow in tests/clients, made on first use.
 """
@@ -26,7 +26,23 @@ def ai_sdk() -> list[Path | str]:
     return node("ai.mjs")
 
 
-SDKS = {"python 2.": python_2, "python 3.": python_3, "node 7.": node, "ai 7.": ai_sdk}
+def doors() -> list[Path | str]:
+    return [sys.executable, CLIENTS / "doors.py"]
+
+
+def autobatcher() -> list[Path | str]:
+    folder = CLIENTS / "autobatcher"
+    return [install(folder), folder / "flow.py"]
+
+
+SDKS = {
+    "python 2.": python_2,
+    "python 3.": python_3,
+    "node 7.": node,
+    "ai 7.": ai_sdk,
+    "autobatcher 0.": autobatcher,
+    "anthropic 2.": doors,
+}
 
 
 @pytest.mark.parametrize("sdk", SDKS)

@@ -21,7 +21,17 @@ from xalen_batch.endpoints.names import CHAT
 
 DESCRIPTION: dict[str, Any] = create_app().openapi()
 # Routes that need no key. All others must need one.
-PUBLIC = {"/", "/v1", "/livez", "/readyz", "/docs", "/docs/assets", "/openapi.json"}
+PUBLIC = {
+    "/",
+    "/v1",
+    "/livez",
+    "/readyz",
+    "/docs",
+    "/docs/assets",
+    "/openapi.json",
+    "/schemas/batch-line.json",
+    "/schemas/result-line.json",
+}
 # Values for the required fields of a body, by the field's name.
 VALUES: dict[str, Any] = {
     "endpoint": CHAT,
@@ -32,12 +42,27 @@ VALUES: dict[str, Any] = {
     "from": "2026-11-01",
     "to": "2026-11-02",
     **factories.chat_line("mine"),
+    "requests": [
+        {
+            "custom_id": "mine",
+            "params": {"max_tokens": 9} | factories.chat_line("mine")["body"],
+        }
+    ],
     "purpose": b"batch",
     "file": factories.jsonl([factories.chat_line("mine")]),
+    "bytes": 5,
+    "filename": "mine.jsonl",
+    "mime_type": "text/jsonl",
+    "data": b"mine",
+    # That of the neighbour's upload.
+    "part_ids": [f"part_{1:032x}"],
 }
 # Fields that the API's description does not require: alternatives, and those of a live call.
 ONE_OF: dict[str, dict[str, Any]] = {
     "POST /v1/schedules": {"inbox": {}},
+    "POST /v1/batches": {"requests": [factories.chat_line("mine")]},
+    # In JSON; a form has bytes.
+    "POST /v1/uploads": {"purpose": "batch"},
     "POST /v1/webhooks": {"url": "https://example.com/mine"},
     "POST /v1/chat/completions": factories.chat_line("mine")["body"],
     "POST /v1/responses": {"input": "Hello"},
@@ -46,7 +71,12 @@ ONE_OF: dict[str, dict[str, Any]] = {
     "POST /v1/rerank": factories.rerank_line("mine")["body"],
 }
 # Valid values for the path parameters that are no ids of an account's objects.
-OTHER_PARAMETERS = {"month": "2026-11", "model_id": factories.CHAT_MODEL}
+# `custom_id`: the neighbour's, which other accounts may use as well.
+OTHER_PARAMETERS = {
+    "month": "2026-11",
+    "model_id": factories.CHAT_MODEL,
+    "custom_id": "canary-7f3a9c",
+}
 IDEMPOTENCY_KEY = "neighbours-key"
 
 
@@ -64,12 +94,16 @@ class Kind(StrEnum):
     ERRORS = "error file"
     BATCH = "batch"
     RESPONSE = "response"
+    MESSAGE_BATCH = "message batch"
+    RUNNING_MESSAGE_BATCH = "running message batch"
     RUNNING = "running batch"
     INVOICE = "invoice"
     SCHEDULE = "schedule"
     INBOX = "schedule with an inbox"
     RUN = "run"
     KEY = "key"
+    UPLOAD = "upload"
+    OTHER_UPLOAD = "upload without a part"
     WEBHOOK = "webhook"
     EVENT = "event"
     ACCOUNT = "account"
@@ -161,6 +195,13 @@ def requests(method: str, path: str, operation: Mapping[str, Any]) -> Iterator[R
     in_path = [parameter["name"] for parameter in parameters if parameter["in"] == "path"]
     body, fields = _body(method, path, operation)
     plain = Request(method, path, body=body)
+    if len(in_path) > 1:
+        owned = [name for name in in_path if name not in OTHER_PARAMETERS]
+        if len(owned) != 1:
+            raise Unknown(f"{method} {path}: more than one id in the path")
+        others = tuple((name, OTHER_PARAMETERS[name]) for name in in_path if name not in owned)
+        yield replace(plain, where=f"path.{owned[0]}", parameters=others)
+        return
     for name in in_path:
         yield replace(plain, where=f"path.{name}")
         if name in OTHER_PARAMETERS:

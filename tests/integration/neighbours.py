@@ -2,12 +2,14 @@
 
 import http.client
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+import obstore
 from sqlalchemy import insert, select, text
 from sqlalchemy.orm import Session
 
@@ -16,7 +18,7 @@ from tests.conftest import as_owner
 from tests.integration import isolation
 from tests.integration.isolation import IDEMPOTENCY_KEY, OTHER_PARAMETERS, Actor, Kind, Request
 from tests.waiting import PATIENCE
-from xalen_batch import db, ids, results, storage
+from xalen_batch import db, ids, results, storage, uploads
 from xalen_batch.accounts import accounts, keys
 from xalen_batch.accounts.accounts import Caller, Owner, Scope
 from xalen_batch.endpoints.names import RESPONSES
@@ -38,7 +40,8 @@ class Answer:
     body: str
 
     def masked(self, id: str) -> tuple[int, str]:
-        return self.status, self.body.replace(id, "ID")
+        # Some errors have the id of their request.
+        return self.status, re.sub("req_[0-9a-f]{32}", "REQUEST", self.body.replace(id, "ID"))
 
 
 class Client:
@@ -86,7 +89,9 @@ class Neighbour:
         """The neighbour's data in an answer, except the requested id, and the account's name if it
         is the actor's account as well.
         """
-        theirs = {CANARY, self.secret, *self.ids.values()} - {asked_with}
+        # The id of a message batch has that of its batch in it.
+        asked = asked_with or ""
+        theirs = {id for id in (CANARY, self.secret, *self.ids.values()) if id not in asked}
         if actor is Actor.OTHER_MODE:
             theirs.discard(self.ids[Kind.ACCOUNT])
         shown = answer.body + json.dumps(answer.headers)
@@ -133,6 +138,7 @@ def move_in() -> Neighbour:
             assert file is not None
             found[kind] = ids.render("file", file)
         found[Kind.BATCH] = ids.render("batch", batch.id)
+        found[Kind.MESSAGE_BATCH] = ids.render("msgbatch", batch.id)
         invoice = session.execute(
             text("SELECT id FROM invoices WHERE batch_id = :batch"), {"batch": batch.id}
         ).scalar_one()
@@ -204,13 +210,29 @@ def _belongings(session: Session, caller: Caller) -> dict[Kind, str]:
         Kind.TEMPLATE: ids.render("file", template.id),
         Kind.RESPONSE: _response(session, caller, CANARY),
         Kind.RUNNING: ids.render("batch", running.id),
+        Kind.RUNNING_MESSAGE_BATCH: ids.render("msgbatch", running.id),
         Kind.SCHEDULE: ids.render("sched", schedule.id),
         Kind.INBOX: ids.render("sched", inbox.id),
         Kind.WEBHOOK: ids.render("whe", webhook.id),
         Kind.EVENT: ids.render("evt", event.id),
         Kind.RUN: ids.render("run", run.id),
         Kind.ACCOUNT: ids.render("acct", caller.account_id),
+        Kind.UPLOAD: _upload(session, caller, CANARY, UUID(int=1)),
+        Kind.OTHER_UPLOAD: _upload(session, caller, CANARY),
     }
+
+
+def _upload(session: Session, caller: Caller, name: str, part_id: UUID | None = None) -> str:
+    """A pending upload, with its only part if that has an id."""
+    content = name.encode()
+    upload = uploads.create(
+        session, caller, size=len(content), purpose="batch", filename=name, mime_type="txt"
+    )
+    id = ids.render("upload", upload.id)
+    if part_id is not None:
+        obstore.put(storage.store(), storage.part_key(part_id), content)
+        uploads.add_part(session, caller, id, id=part_id, size=len(content), sha256=content)
+    return id
 
 
 def _answer(session: Session, batch: Batch) -> None:
@@ -254,11 +276,13 @@ def _own(session: Session, secret: str) -> dict[str, str]:
         "event_id": ids.render("evt", history.test(session, webhook).event.id),
         "file_id": ids.render("file", file.id),
         "batch_id": ids.render("batch", factories.batch(session, caller, file).id),
+        "message_batch_id": ids.render("msgbatch", factories.batch(session, caller, file).id),
         "response_id": _response(session, caller, "mine"),
         "schedule_id": ids.render(
             "sched", factories.schedule(session, caller, name="mine", inbox={}).id
         ),
         "key_id": ids.render("key", keys.create(session, caller, name="mine")[0].id),
+        "upload_id": _upload(session, caller, "mine"),
         **OTHER_PARAMETERS,
     }
 
@@ -308,13 +332,16 @@ def scope_of(
         (
             "file_id",
             "batch_id",
+            "message_batch_id",
             "response_id",
             "schedule_id",
             "key_id",
+            "upload_id",
             "webhook_id",
             "event_id",
             "model_id",
             "month",
+            "custom_id",
         ),
         "nothing",
     )

@@ -15,7 +15,7 @@ from tests.factories import CHAT_MODEL, RERANK_MODEL, chat_line
 from tests.integration import engines
 from tests.integration.conftest import Api, new_key
 from tests.waiting import wait_until
-from xalen_batch import catalog, db, disk, ids
+from xalen_batch import catalog, db, disk, ids, waits
 from xalen_batch.billing import prices
 from xalen_batch.cli.doctor import installation
 from xalen_batch.cli.doctor.findings import Doubtful
@@ -77,7 +77,9 @@ def a_batch(api: Api, *lines: dict[str, Any]) -> str:
 
 
 def waiting(api: Api, id: str) -> dict[str, Any] | None:
+    """What a batch waits for and that does not pass by itself, which lists show too."""
     found: dict[str, Any] | None = api.ask("GET", f"/v1/batches/{id}").json["waiting"]
+    found = None if found is None or found["reason"] in waits.USUAL else found
     assert api.ask("GET", "/v1/batches").json["data"][0]["waiting"] == found
     return found
 
@@ -278,3 +280,56 @@ class TestEngine:
             assert [wait.reason for wait in engine.waits()] == [reason]
         engine.drain()
         assert engine.waits() == []
+
+
+def one(batch_id: Any) -> waits.Wait | None:
+    with db.reading() as session:
+        return waits.of_one(session, session.get_one(Batch, batch_id))
+
+
+def test_a_batch_that_is_validating_says_how_many_are_before_it() -> None:
+    a_worker()
+    with db.transaction() as session:
+        caller = factories.caller(session)
+        file = factories.input_file(session, caller, [chat_line("a")])
+        first, second = (factories.batch(session, caller, file).id for _ in range(2))
+    assert [wait and wait.message for wait in map(one, (first, second))] == [
+        "Its input file waits to be read.",
+        "Its input file waits to be read, behind 1 more.",
+    ]
+    with db.transaction() as session:
+        session.get_one(Batch, first).lease_until = datetime.now(UTC) + timedelta(minutes=1)
+    wait = one(first)
+    assert wait is not None
+    assert (wait.reason, wait.message) == ("validation", "Its input file is being read.")
+
+
+def test_a_batch_without_a_line_in_flight_waits_for_its_turn() -> None:
+    a_worker()
+    batch_id = engines.a_batch(engines.chat_lines(3))
+    wait = one(batch_id)
+    assert wait is not None
+    assert wait.reason == "turn"
+    engines.a_claim()
+    assert one(batch_id) is None
+
+
+def test_a_limit_per_minute_is_named_with_its_figures(use: Callable[[str], None]) -> None:
+    use(
+        f'[models.{CHAT_MODEL}.backend]\nbase_url = "http://127.0.0.1:1/v1"\n'
+        "requests_per_minute = 600\ntokens_per_minute = 90000\n"
+    )
+    with db.transaction() as session:
+        caller = factories.caller(session, livemode=True)
+        file = factories.input_file(session, caller, [chat_line("a")])
+        batch = factories.batch(session, caller, file, backends={CHAT_MODEL: "openai"})
+    validate.run(batch.id)
+    a_worker("host:1:a", WorkerWait(WorkerWaitReason.RATE_LIMIT, 9.0, "", CHAT_MODEL, True))
+    wait = one(batch.id)
+    assert wait is not None
+    assert (wait.reason, wait.model) == ("rate_limit", CHAT_MODEL)
+    assert "600 requests and 90,000 tokens per minute" in wait.message
+    assert wait.since is not None
+    # In lists it does not stand: the lines go on.
+    with db.reading() as session:
+        assert waits.of(session, [session.get_one(Batch, batch.id)]) == {}

@@ -34,7 +34,9 @@ ASYNC_ROOMS = (
     "worker/",
     "ratelimit/",
     "api/http/",
+    "api/receive.py",
     "api/uploads.py",
+    "api/anthropic/intake.py",
     "api/inbox.py",
     "api/live/",
     # A probe must not wait for a thread.
@@ -230,6 +232,8 @@ def test_the_client_imports_one_private_name_of_openai() -> None:
         if module.startswith("openai") and "._" in module
     }
     assert private == {
+        ("resources/batches.py", "openai._base_client"),
+        ("resources/batches.py", "openai._base_client.AsyncPaginator"),
         ("resources/schedules.py", "openai._base_client"),
         ("resources/schedules.py", "openai._base_client.AsyncPaginator"),
         ("resources/webhooks.py", "openai._base_client"),

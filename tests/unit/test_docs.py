@@ -17,6 +17,10 @@ from xalen_batch import catalog
 from xalen_batch.broker import Job
 from xalen_batch.cli.main import app
 from xalen_batch.config import Settings
+from xalen_batch.endpoints import operations
+from xalen_batch.endpoints.form import InvalidBody
+from xalen_batch.endpoints.names import RERANK
+from xalen_batch.models import Base
 
 PAGES = sorted(
     [
@@ -166,6 +170,39 @@ def test_an_example_of_a_catalog_is_one(server: str) -> None:
 
 def test_every_example_of_a_catalog_is_tested() -> None:
     assert CATALOG_PAGE.count("```toml\n") == len(SERVERS)
+
+
+@pytest.mark.parametrize("server", ["vLLM", "Ollama", "llama.cpp", "Text Embeddings Inference"])
+def test_a_model_server_has_all_that_is_typed(server: str) -> None:
+    """Its start, `models add`, `backends test`, a call and a batch, all of one model."""
+    page = (ROOT / "docs/model-servers.md").read_text("utf-8")
+    section = re.search(rf"^## {re.escape(server)}.*\n((?:(?!## ).*\n)*)", page, re.MULTILINE)
+    assert section is not None
+    blocks = re.findall(r"```sh\n((?:.*\n)*?)```", section[1])
+    assert blocks
+    for block in blocks:
+        start, added = block.split("xalen-batch models add ", 1)
+        assert start
+        name = re.search(r"--(?:as|model) (\S+)", added)
+        assert name is not None
+        assert f"xalen-batch backends test {name[1]}\n" in added
+        call = re.search(r"curl \S+:8080(\S+) .*\n.* -d '(.*)'\n", added)
+        assert call is not None
+        line = re.search(r"echo '(.*)' > requests.jsonl\n", added)
+        assert line is not None
+        endpoint, body = call[1], json.loads(call[2])
+        assert body["model"] == name[1]
+        form = operations.fit(body, endpoint, is_reranker=endpoint == RERANK)
+        assert not isinstance(form, InvalidBody)
+        assert (json.loads(line[1])["url"], json.loads(line[1])["body"]) == (endpoint, body)
+        assert "xalen-batch run requests.jsonl --live\n" in added
+
+
+def test_the_life_of_every_table_is_stated() -> None:
+    page = (ROOT / "docs" / "operating.md").read_text("utf-8")
+    rows = page.partition("## What is kept, and for how long")[2].partition("\n## ")[0]
+    stated = set(re.findall(r"`([a-z_]+)`", rows))
+    assert {table.name for table in Base.metadata.sorted_tables} <= stated
 
 
 def test_the_performance_page_has_a_place_for_each_scenario() -> None:

@@ -60,6 +60,7 @@ class Quota(StrEnum):
     ENQUEUED_TOKENS = "enqueued_tokens"
     FILES = "files"
     STORAGE_BYTES = "storage_bytes"
+    PENDING_UPLOADS = "pending_uploads"
     SCHEDULES = "schedules"
     WAITING_RUNS = "waiting_runs"
     INBOX_REQUESTS = "inbox_requests"
@@ -89,11 +90,15 @@ _WORDS = {
     Quota.ENQUEUED_TOKENS: ("input tokens in open batches", _WAIT),
     Quota.FILES: ("files", "Delete files that are not needed any more, and send it again."),
     Quota.STORAGE_BYTES: (
-        "bytes in files and inboxes",
+        "bytes in files, pending uploads and inboxes",
         (
             "Delete files that are not needed any more, or run the schedules whose inboxes are"
             " full, and send it again."
         ),
+    ),
+    Quota.PENDING_UPLOADS: (
+        "pending uploads",
+        "Complete or cancel some, and send it again. An upload expires after an hour.",
     ),
     Quota.SCHEDULES: (
         "schedules",
@@ -342,8 +347,9 @@ def _tally(*names: Tally) -> Select[int]:
 
 # Quotas that are the sums of tallies.
 _TALLIES: Mapping[Quota, Sequence[Tally]] = {
-    Quota.FILES: (Tally.FILES,),
-    Quota.STORAGE_BYTES: (Tally.FILE_BYTES, Tally.INBOX_BYTES),
+    Quota.FILES: (Tally.FILES, Tally.UPLOADS),
+    Quota.STORAGE_BYTES: (Tally.FILE_BYTES, Tally.INBOX_BYTES, Tally.UPLOAD_BYTES),
+    Quota.PENDING_UPLOADS: (Tally.UPLOADS,),
     Quota.INBOX_REQUESTS: (Tally.INBOX_REQUESTS,),
     Quota.IDEMPOTENCY_KEYS: (Tally.IDEMPOTENCY_KEYS,),
 }

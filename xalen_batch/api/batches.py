@@ -1,35 +1,43 @@
 """/v1/batches, and as an extension the output and errors of a batch that still runs."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Annotated
 
 import orjson
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from sqlalchemy.orm import Session
 
-from xalen_batch import batches, content, db, files, ids, results, waits
+from xalen_batch import batch_lists, batches, content, db, files, ids, outlook, results, waits
+from xalen_batch import merged as merged_results
 from xalen_batch.accounts.accounts import Caller, Scope
-from xalen_batch.api import idempotency
+from xalen_batch.api import batch_requests, idempotency
+from xalen_batch.api.batch_filters import METADATA, asked
 from xalen_batch.api.deps import BriefReader, IdempotencyKey, calling
 from xalen_batch.api.description import downloaded
 from xalen_batch.api.http.downloads import download
+from xalen_batch.api.http.raw_fields import keeping
 from xalen_batch.api.http.responses import listed, stored
 from xalen_batch.api.schemas import BatchObject, BatchRequest, ListObject
+from xalen_batch.batch_lists import BatchFilters
 from xalen_batch.batches import Progress
 from xalen_batch.content import Rendered
-from xalen_batch.errors import InvalidRequest
 from xalen_batch.models import Batch
 from xalen_batch.models.files import FilePart
+from xalen_batch.paging import Order
 from xalen_batch.states import BatchStatus, OnInvalid
 from xalen_batch.webhooks import endpoints
 
 PATH = "/v1/batches"
 # Batches of a list that are read and rendered at a time; the errors of each may take 300 KB.
 PORTION = 10
-router = APIRouter(prefix=PATH, tags=["batches"])
+router = APIRouter(prefix=PATH, tags=["batches"], route_class=keeping("requests"))
 partial_router = APIRouter(prefix=PATH, tags=["extensions"])
+MERGED = (
+    "Every line that has ended, also without success, each with its last result among the batch and"
+    " its retries."
+)
 LINES = downloaded("Lines as JSON, one on each; headers say how many of the batch are done.")
 
 
@@ -38,13 +46,22 @@ LINES = downloaded("Lines as JSON, one on each; headers say how many of the batc
 def create_batch(
     session: Session, caller: Caller, body: BatchRequest, key: IdempotencyKey = None
 ) -> Response:
-    """Start a batch over an uploaded file, at the prices and the discount of this moment."""
+    """Start a batch over an uploaded file, at the prices and the discount of this moment.
+
+    Extension: `requests` in place of a file.
+    """
 
     def create() -> bytes:
+        if body.requests is None:
+            return begin(body.input_file_id or "")
+        with batch_requests.stored(session, caller, body.requests) as file_id:
+            return begin(file_id)
+
+    def begin(file_id: str) -> bytes:
         batch = batches.create(
             session,
             caller,
-            input_file_id=body.input_file_id,
+            input_file_id=file_id,
             endpoint=body.endpoint,
             completion_window=body.completion_window,
             metadata=body.metadata,
@@ -56,11 +73,11 @@ def create_batch(
         )
         if body.webhook is not None:
             endpoints.of_batch(session, batch, url=body.webhook.url, secret=body.webhook.secret)
-        return _shown(session, [batch])[0].model_dump_json().encode()
+        return shown(session, [batch])[0].model_dump_json().encode()
 
-    fingerprint = hashlib.sha256(
-        orjson.dumps(body.model_dump(exclude=_defaulted(body)), option=orjson.OPT_SORT_KEYS)
-    ).digest()
+    fields = body.model_dump(exclude=_defaulted(body))
+    said = orjson.dumps(fields, option=orjson.OPT_SORT_KEYS)
+    fingerprint = hashlib.sha256(said + (body.requests or b"")).digest()
     return stored(
         idempotency.once(
             session, caller, key, route=f"POST {PATH}", fingerprint=fingerprint, create=create
@@ -68,29 +85,22 @@ def create_batch(
     )
 
 
-@router.get("", response_model=ListObject[BatchObject])
+@router.get("", response_model=ListObject[BatchObject], openapi_extra=METADATA)
 @calling(Scope.READ)
 def list_batches(
     session: Session,
     caller: Caller,
+    filters: Annotated[Callable[[], BatchFilters], Depends(asked)],
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    order: Order = "desc",
     after: Annotated[str | None, Query(description="The last id of the page before.")] = None,
-    schedule_id: Annotated[
-        str | None, Query(description="Only batches that this schedule made, `sched_…`.")
-    ] = None,
 ) -> Response:
-    """Batches, newest first."""
-    schedule = None if schedule_id is None else ids.parse("sched", schedule_id)
-    if schedule is None and schedule_id is not None:
-        raise InvalidRequest(
-            f"schedule_id: {schedule_id[:100]!r} is not the id of a schedule. Send one such as"
-            " `sched_…`.",
-            param="schedule_id",
-        )
+    """Batches, newest first unless `order` says otherwise. Each filter narrows the list."""
+    wanted = filters()
 
     def page(session: Session, limit: int, after: str | None) -> ListObject[BatchObject]:
-        found = batches.page(session, caller, limit=limit, after=after, schedule_id=schedule)
-        return ListObject[BatchObject].of(_shown(session, found.data), found.has_more)
+        found = batch_lists.page(session, caller, wanted, limit=limit, order=order, after=after)
+        return ListObject[BatchObject].of(shown(session, found.data), found.has_more)
 
     return listed(session, caller, page, limit=limit, after=after, portion=PORTION)
 
@@ -98,7 +108,16 @@ def list_batches(
 @router.get("/{batch_id}")
 @calling(Scope.READ)
 def retrieve_batch(session: Session, caller: Caller, batch_id: str) -> BatchObject:
-    return _shown(session, [batches.get(session, caller, batch_id)])[0]
+    """A batch; while it is in progress, with an estimate of its end and its errors so far."""
+    batch = batches.get(session, caller, batch_id)
+    progress = batches.progress(session, [batch])[batch.id]
+    return BatchObject.of(
+        batch,
+        progress,
+        db.now(session) if batch.execution_window else None,
+        waits.of_one(session, batch),
+        outlook.of(session, batch, progress),
+    )
 
 
 @router.post("/{batch_id}/cancel")
@@ -108,12 +127,19 @@ def cancel_batch(session: Session, caller: Caller, batch_id: str) -> BatchObject
 
     Finished lines are kept, delivered and billed. Any body is ignored.
     """
-    return _shown(session, [batches.cancel(session, batches.get(session, caller, batch_id))])[0]
+    return shown(session, [batches.cancel(session, batches.get(session, caller, batch_id))])[0]
 
 
 @partial_router.get("/{batch_id}/output", response_class=Response, responses=LINES)
-def get_batch_output(request: Request, caller: BriefReader, batch_id: str) -> Response:
+def get_batch_output(
+    request: Request,
+    caller: BriefReader,
+    batch_id: str,
+    merged: Annotated[bool, Query(description=MERGED)] = False,
+) -> Response:
     """The lines that succeeded so far, in the order of the input; headers say how far it goes."""
+    if merged:
+        return _merged_results(request, caller, batch_id)
     return _partial_results(request, caller, batch_id, FilePart.OUTPUT)
 
 
@@ -124,15 +150,15 @@ def get_batch_errors(request: Request, caller: BriefReader, batch_id: str) -> Re
 
 
 def _defaulted(body: BatchRequest) -> set[str]:
-    """Fields to leave out of the fingerprint, because they have their default.
+    """Fields to leave out of the fingerprint: `requests`, and those that have their default.
 
     Requests from before these fields existed keep the fingerprint that is stored with their key.
     """
-    found = {"on_invalid"} if body.on_invalid in (None, OnInvalid.FAIL) else set()
+    found = {"requests"} | ({"on_invalid"} if body.on_invalid in (None, OnInvalid.FAIL) else set())
     return found | ({"webhook"} if body.webhook is None else set())
 
 
-def _shown(session: Session, found: Sequence[Batch]) -> list[BatchObject]:
+def shown(session: Session, found: Sequence[Batch]) -> list[BatchObject]:
     progress = batches.progress(session, found)
     waiting = waits.of(session, found)
     # A round trip, which only batches with an execution window need.
@@ -154,6 +180,20 @@ def _partial_results(request: Request, caller: Caller, batch_id: str, part: File
         _lines_so_far(batch, part) if file is None else content.of(file),
         f"{batch_id}_{part.value}.jsonl",
         _progress_headers(batch, progress),
+    )
+
+
+def _merged_results(request: Request, caller: Caller, batch_id: str) -> Response:
+    with db.transaction() as session:
+        found = merged_results.of(session, caller, batch_id)
+        batch = batches.get(session, caller, batch_id)
+        progress = batches.progress(session, [batch])[batch.id]
+    is_complete = {"x-batch-complete": str(found.is_complete).lower()}
+    return download(
+        request,
+        found.content,
+        f"{batch_id}_merged.jsonl",
+        _progress_headers(batch, progress) | is_complete,
     )
 
 

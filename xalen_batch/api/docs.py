@@ -13,6 +13,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.staticfiles import StaticFiles
 
 from xalen_batch.api.http import paths
+from xalen_batch.api.http.downloads import constant
 
 ASSETS = Path(__file__).parent / "assets"
 PATH = "/docs/assets"
@@ -41,8 +42,8 @@ def install(app: FastAPI) -> None:
         return json.dumps(app.openapi()).encode()
 
     @app.get(DESCRIPTION, include_in_schema=False)
-    def openapi() -> Response:
-        return Response(description(), media_type="application/json")
+    def openapi(request: Request) -> Response:
+        return constant(request, description())
 
     @app.get("/", include_in_schema=False)
     @app.get(paths.VERSION, include_in_schema=False)

@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect
 
 from xalen_batch import db, fields, log, storage
 from xalen_batch.api import deps
+from xalen_batch.api.anthropic import errors as anthropic
 from xalen_batch.api.http import paths
 from xalen_batch.errors import (
     QUOTED_CHARS,
@@ -76,8 +77,11 @@ def answer(request: Request, error: Exception) -> Response:
         headers["retry-after-ms"] = str(math.ceil(known.retry_after * 1000))
     if known.should_retry is not None:
         headers["x-should-retry"] = str(known.should_retry).lower()
+    content: Mapping[str, Any] = known.body()
+    if anthropic.speaks(request.url.path):
+        content = anthropic.body(known, request.scope.get(paths.REQUEST_ID))
     # ASCII, because a quoted value may hold a lone surrogate, which UTF-8 cannot encode.
-    return Response(json.dumps(known.body()), known.status, headers, "application/json")
+    return Response(json.dumps(content), known.status, headers, "application/json")
 
 
 def translate(request: Request, error: Exception) -> XalenError:

@@ -12,9 +12,10 @@ from xalen_batch.api.deps import BriefReader, IdempotencyKey, calling
 from xalen_batch.api.description import downloaded
 from xalen_batch.api.http.downloads import download
 from xalen_batch.api.http.responses import listed, stored
+from xalen_batch.api.receive import Received
 from xalen_batch.api.schemas import DeletedFile, FileObject, ListObject
-from xalen_batch.api.uploads import Received
 from xalen_batch.db import transaction
+from xalen_batch.endpoints.form import MOST_INT
 from xalen_batch.fields import LONGEST_LIFE, SHORTEST_LIFE
 from xalen_batch.files import UPLOAD_PURPOSES, Purpose
 from xalen_batch.paging import Order
@@ -23,6 +24,18 @@ PATH = "/v1/files"
 # Files of a list that are read and rendered at a time; each takes about 1 KB.
 PORTION = 500
 router = APIRouter(prefix=PATH, tags=["files"])
+
+Offset = Annotated[
+    int | None,
+    Query(
+        ge=0,
+        le=MOST_INT,
+        description=(
+            "Extension: leave out so many lines. The headers `x-incomplete` (`false`, as a file is"
+            " never a part) and, of an output or error file, `x-last-line` (its lines) are set."
+        ),
+    ),
+]
 
 FORM: dict[str, Any] = {
     "requestBody": {
@@ -116,12 +129,18 @@ def retrieve_file(session: Session, caller: Caller, file_id: str) -> FileObject:
 @router.get(
     "/{file_id}/content", response_class=Response, responses=downloaded("The bytes of the file.")
 )
-def download_file(request: Request, caller: BriefReader, file_id: str) -> Response:
+def download_file(
+    request: Request, caller: BriefReader, file_id: str, offset: Offset = None
+) -> Response:
     """The bytes of an upload, or the lines of an output or error file in the order of the input."""
     with transaction() as session:
         file = files.get(session, caller, file_id)
         files.refuse_if_not_ready(session, file, param="file_id")
-    return download(request, content.of(file), file.filename)
+        headers = {} if offset is None else _progress(files.lines(session, file))
+    found = content.of(file)
+    if offset is not None:
+        found = content.behind(found, offset)
+    return download(request, found, file.filename, headers)
 
 
 @router.delete("/{file_id}")
@@ -130,3 +149,9 @@ def delete_file(session: Session, caller: Caller, file_id: str) -> DeletedFile:
     """Delete a file. For an output file, this erases the answers, but not their charges."""
     files.delete(session, caller, file_id)
     return DeletedFile(id=file_id)
+
+
+def _progress(lines: int | None) -> dict[str, str]:
+    """The headers of a download with an offset, in the spelling of autobatcher."""
+    last = {} if lines is None else {"x-last-line": str(lines)}
+    return {"x-incomplete": "false", **last}

@@ -44,8 +44,11 @@ class LimitsObject(BaseModel):
     enqueued_tokens: Standing = Field(
         description="Input tokens of those: one for four bytes of a line."
     )
-    files: Standing = Field(description="Files that are not deleted, output files too.")
+    files: Standing = Field(
+        description="Files that are not deleted, output files and pending uploads too."
+    )
     storage_bytes: Standing = Field(description="Bytes of those, and of the requests in inboxes.")
+    pending_uploads: Standing = Field(description="Uploads in parts that are pending.")
     schedules: Standing = Field(description="Schedules that are not deleted.")
     waiting_runs: Standing = Field(description="Runs of those that wait to start.")
     inbox_requests: Standing = Field(

@@ -1,14 +1,16 @@
-"""Schemas of estimates, invoices and statements, for the OpenAPI description only: the services
-render these objects themselves.
+"""Schemas of estimates, invoices, statements and charges. Those of the first three are for the
+OpenAPI description only: the services render these objects themselves.
 
 Amounts are exact, in USD, as strings such as `0.0000123`.
 """
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import BaseModel, Field
 
+from xalen_batch import money
 from xalen_batch.api.schemas import BatchErrors
+from xalen_batch.explain import Charge, Component
 
 Amount = str
 
@@ -122,3 +124,43 @@ class StatementObject(BaseModel):
     rounding: Amount | None
     total: Amount | None
     has_more: bool = Field(description="Whether the statement has lines after these.")
+
+
+class ChargeComponent(BaseModel):
+    component: str
+    tokens: int
+    unit_price: str | None = Field(
+        description="List price, USD per million tokens; null: there is none, so 0 is billed."
+    )
+    amount: str | None = Field(description="At list price, exact.")
+
+    @classmethod
+    def of(cls, component: Component) -> Self:
+        return cls(
+            component=component.name,
+            tokens=component.tokens,
+            unit_price=None if component.price is None else money.render(component.price),
+            amount=None if component.amount is None else money.render(component.amount),
+        )
+
+
+class LineCharge(BaseModel):
+    """The line's part of the invoice: `amount` = `subtotal` × (1 - `discount_rate`), exactly."""
+
+    currency: str = money.CURRENCY
+    components: list[ChargeComponent] | None
+    subtotal: str | None
+    discount_rate: str
+    amount: str
+
+    @classmethod
+    def of(cls, charge: Charge | None) -> Self | None:
+        if charge is None:
+            return None
+        components = charge.components
+        return cls(
+            components=components and [ChargeComponent.of(each) for each in components],
+            subtotal=None if charge.subtotal is None else money.render(charge.subtotal),
+            discount_rate=f"{charge.discount_rate:f}",
+            amount=money.render(charge.amount),
+        )

@@ -6,14 +6,18 @@ Every key is always present, null without a value: strict clients fail on absent
 from datetime import datetime
 from typing import Any, Generic, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from xalen_batch import batches, catalog, files, ids
+from xalen_batch.api.http.raw_fields import RawJson
+from xalen_batch.api.outlook_schemas import OutlookObject
 from xalen_batch.api.scopes import Scoped
 from xalen_batch.batches import Progress
 from xalen_batch.endpoints.names import NamedEndpoint
+from xalen_batch.errors import InvalidRequest
 from xalen_batch.fields import ExpiresAfter, Lenient, Metadata, Text
 from xalen_batch.models import Batch, File
+from xalen_batch.outlook import Outlook
 from xalen_batch.states import OnInvalid
 from xalen_batch.waits import Reason, Wait
 from xalen_batch.windows import ExecutionWindow
@@ -56,7 +60,21 @@ class ListObject(BaseModel, Generic[T]):
         )
 
 
-class FileObject(Identified):
+class FileObject(Identified, Scoped):
+    # Within the answer to a completed upload. All but its name, which that request does not have.
+    always = frozenset(
+        {
+            "id",
+            "object",
+            "bytes",
+            "created_at",
+            "expires_at",
+            "purpose",
+            "status",
+            "status_details",
+        }
+    )
+
     object: Literal["file"] = "file"
     bytes: int
     created_at: int
@@ -210,15 +228,35 @@ class BatchObject(Identified, Scoped):
     run_id: str | None
     execution_window: ExecutionWindowObject | None
     on_invalid: str
+    retry_of: str | None = Field(
+        description="Extension: the batch whose failed lines this one runs again."
+    )
+    retry_codes: list[str] | None = Field(
+        description="Extension: of a retry, the codes with which its lines had failed."
+    )
     waiting: WaitingObject | None = Field(
         description=(
-            "Extension: what keeps its lines from running at this moment; null: nothing does."
+            "Extension: what keeps its lines from running at this moment; null: nothing does. Only"
+            " a batch that is read by its id names what passes by itself: `validation`,"
+            " `rate_limit` and `turn`."
+        )
+    )
+
+    outlook: OutlookObject | None = Field(
+        description=(
+            "Extension: of a batch in progress that is read by its id, when it will probably end,"
+            " and its errors so far; else null."
         )
     )
 
     @classmethod
     def of(
-        cls, batch: Batch, progress: Progress, now: datetime | None, waiting: Wait | None = None
+        cls,
+        batch: Batch,
+        progress: Progress,
+        now: datetime | None,
+        waiting: Wait | None = None,
+        outlook: Outlook | None = None,
     ) -> Self:
         """`now`: the time by PostgreSQL's clock, which decides on execution windows; None if the
         batch has none.
@@ -254,7 +292,10 @@ class BatchObject(Identified, Scoped):
             run_id=batch.run_id and ids.render("run", batch.run_id),
             execution_window=ExecutionWindowObject.of(batch, now),
             on_invalid=batch.on_invalid,
+            retry_of=batch.retry_of and ids.render("batch", batch.retry_of),
+            retry_codes=batch.retry_codes,
             waiting=WaitingObject.of(waiting),
+            outlook=OutlookObject.of(outlook),
         )
 
 
@@ -291,7 +332,16 @@ class BatchRequest(Lenient):
     spellings of these are refused.
     """
 
-    input_file_id: Text = Field(description="A file uploaded with the purpose `batch`.")
+    input_file_id: Text | None = Field(
+        None, description="A file uploaded with the purpose `batch`. Required without `requests`."
+    )
+    requests: RawJson | None = Field(
+        None,
+        description=(
+            "Extension: the requests themselves, in place of a file; each is what a line of a file"
+            " is. The server makes the input file of them."
+        ),
+    )
     endpoint: NamedEndpoint = Field(
         description=(
             "The endpoint of every line. Other spellings, such as `/chat/completions`, mean the"
@@ -308,6 +358,21 @@ class BatchRequest(Lenient):
     )
     on_invalid: OnInvalid | None = Field(None, description=ON_INVALID)
     webhook: BatchWebhook | None = None
+
+    @model_validator(mode="after")
+    def _has_one_input(self) -> Self:
+        if self.input_file_id is None and self.requests is None:
+            raise InvalidRequest(
+                "Missing required parameter: `input_file_id`. Send the id of an uploaded file, or"
+                " the requests themselves as `requests`.",
+                param="input_file_id",
+                code="missing_required_parameter",
+            )
+        if self.input_file_id is not None and self.requests is not None:
+            raise InvalidRequest(
+                "requests: `input_file_id` is sent, too. Send one of them.", param="requests"
+            )
+        return self
 
 
 class EstimateRequest(Lenient):

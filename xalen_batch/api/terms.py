@@ -49,7 +49,8 @@ class TermsObject(BaseModel):
     livemode: bool
     currency: str = money.CURRENCY
     batch_discount: str = Field(description="Share of the list price that is taken off.")
-    max_file_bytes: int
+    max_file_bytes: int = Field(description="Of a file that is uploaded in one request.")
+    max_upload_bytes: int = Field(description="Of a file that is uploaded in parts.")
     max_batch_lines: int
     max_batch_inputs: int | None = Field(
         description="Most inputs of embeddings, over all lines of a batch; null: no limit."
@@ -69,6 +70,7 @@ def get_terms(session: Session, caller: Caller) -> TermsObject:
         livemode=caller.livemode,
         batch_discount=str(config.batch_discount),
         max_file_bytes=config.max_file_bytes,
+        max_upload_bytes=config.max_upload_bytes,
         max_batch_lines=config.max_batch_lines,
         max_batch_inputs=config.max_batch_inputs,
         max_line_bytes=config.max_line_bytes,

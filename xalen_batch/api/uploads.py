@@ -1,221 +1,276 @@
-"""Uploads: streams the file of a multipart body to storage, without a temporary copy."""
+"""/v1/uploads: files that arrive in parts."""
 
 import asyncio
 import hashlib
-import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
-import python_multipart
-import sqlalchemy.exc
-from fastapi import Depends, Request
-from pydantic import ValidationError
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import parse_options_header
+import orjson
+from fastapi import APIRouter, Depends, Request, Response
+from pydantic import Field, StringConstraints
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
 
-from xalen_batch import db, disk, ids, storage
-from xalen_batch.accounts import quotas
-from xalen_batch.accounts.accounts import Caller
-from xalen_batch.accounts.quotas import Quota
-from xalen_batch.api.deps import BriefSubmitter
+from xalen_batch import db, disk, ids, log, storage, uploads
+from xalen_batch.accounts.accounts import Caller, Scope
+from xalen_batch.api import idempotency, long_work, receive, scopes
+from xalen_batch.api.deps import BriefSubmitter, IdempotencyKey, calling
 from xalen_batch.api.http import budget
-from xalen_batch.api.http.forms import UploadForm, too_large
-from xalen_batch.config import settings
-from xalen_batch.errors import InvalidRequest, TooLarge
-from xalen_batch.fields import LONGEST_LIFE, SHORTEST_LIFE, ExpiresAfter, meant, misspelt
-from xalen_batch.files import UPLOAD_PURPOSES
+from xalen_batch.api.http.forms import UploadForm, clean
+from xalen_batch.api.http.responses import JSON, stored
+from xalen_batch.api.schemas import FileObject, Identified
+from xalen_batch.api.scopes import Scoped
+from xalen_batch.errors import InvalidRequest
+from xalen_batch.fields import ExpiresAfter, Lenient, Text
+from xalen_batch.models import File, Upload, UploadPart
 from xalen_batch.ratelimit import account
+from xalen_batch.states import UploadStatus
 from xalen_batch.storage import marks
 
-# The most bytes of a form besides those of the file: part headers and other fields.
-FORM_OVERHEAD = 1024 * 1024
-FORM_FIELDS = frozenset(
-    {"file", "purpose", "expires_after", "expires_after[anchor]", "expires_after[seconds]"}
-)
-# The bytes that an arriving upload holds in memory: the buffers of its writer and its connection.
-UPLOAD_BYTES = storage.WRITE_BUFFER + 512 * 1024
+PATH = "/v1/uploads"
+LONGEST_TYPE = 255
+logger = log.get(__name__)
+router = APIRouter(prefix=PATH, tags=["uploads"])
+
+FORM: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["data"],
+                    "properties": {"data": {"type": "string", "format": "binary"}},
+                }
+            }
+        },
+    }
+}
 
 
-@dataclass(frozen=True, slots=True)
-class Upload:
-    """A file whose bytes are in storage, with its form's fields. `expires_after`: seconds."""
-
-    id: UUID
-    caller: Caller
-    purpose: str
-    filename: str
-    size: int
-    sha256: bytes
-    expires_after: int | None
-
-    @property
-    def fingerprint(self) -> bytes:
-        said = repr((self.purpose, self.filename, self.expires_after)).encode()
-        return hashlib.sha256(said + self.sha256).digest()
-
-
-async def receive(request: Request, caller: BriefSubmitter) -> AsyncIterator[Upload]:
-    """A dependency: stores the upload of an admitted caller, and removes it if the route fails."""
-    await asyncio.to_thread(_refuse_if_over_quota, caller, max(0, _length(request) - FORM_OVERHEAD))
-    await asyncio.to_thread(marks.place)
-    with budget.bodies.holding(caller, UPLOAD_BYTES):
-        upload = await _store(request, caller)
-    try:
-        await asyncio.to_thread(marks.confirm_kept, storage.key(upload.id))
-        yield upload
-    except sqlalchemy.exc.OperationalError:
-        # The commit may have succeeded. If not, the sweep removes the bytes.
-        raise
-    except Exception:
-        await asyncio.to_thread(storage.delete, storage.key(upload.id))
-        raise
-
-
-Received = Annotated[Upload, Depends(receive, scope="function")]
-
-
-async def _store(request: Request, caller: Caller) -> Upload:
-    id = ids.new()
-    form = UploadForm(settings().max_file_bytes)
-    parser = python_multipart.MultipartParser(_boundary(request), form.callbacks())
-    _check_length(request)
-    received = 0
-    digest = hashlib.sha256()
-    # An error within the writer's context removes the bytes.
-    async with storage.writer(storage.key(id)) as out:
-        async for chunk in request.stream():
-            disk.refuse_if_full()
-            received += len(chunk)
-            try:
-                parser.write(chunk)
-            except FormParserError as error:
-                raise InvalidRequest(
-                    f"The multipart body is broken: {error}. Let your HTTP client build it."
-                ) from error
-            if received - form.size > FORM_OVERHEAD:
-                raise TooLarge(
-                    f"The form around the file takes more than {FORM_OVERHEAD:,} bytes. Send the"
-                    " file's content as the part `file`.",
-                    code="request_too_large",
-                )
-            for data in form.take():
-                digest.update(data)
-                await out.write(data)
-        return _upload(id, caller, form, digest.digest())
-
-
-def _boundary(request: Request) -> bytes:
-    kind, options = parse_options_header(request.headers.get("content-type"))
-    boundary = options.get(b"boundary")
-    if kind != b"multipart/form-data" or not boundary or len(boundary) > 256:
-        raise InvalidRequest(
-            "Send the file as multipart/form-data with the fields `file` and `purpose`."
-        )
-    return boundary
-
-
-def _length(request: Request) -> int:
-    """The body's Content-Length in bytes; 0 if there is none."""
-    length = request.headers.get("content-length", "0")
-    return int(length) if length.isdecimal() else 0
-
-
-def _check_length(request: Request) -> None:
-    """Raise TooLarge if the Content-Length is above the limit."""
-    if _length(request) > settings().max_file_bytes + FORM_OVERHEAD:
-        raise too_large(settings().max_file_bytes)
-
-
-def _refuse_if_over_quota(caller: Caller, least: int) -> None:
-    """Raise TooManyRequests before a byte is read: by the rate of changes, or by a quota.
-
-    `least`: a lower bound of the file's bytes.
-    """
-    asked = {Quota.FILES: 1}
-    if least:
-        asked[Quota.STORAGE_BYTES] = least
-    with db.reading() as session:
-        account.admit_change(session, caller)
-        excess = quotas.excess(session, caller, asked)
-    if excess:
-        raise excess.refusal()
-
-
-def _upload(id: UUID, caller: Caller, form: UploadForm, sha256: bytes) -> Upload:
-    if not form.is_complete:
-        raise InvalidRequest(
-            "The multipart body ends before its closing boundary. Upload the file again."
-        )
-    if form.filename is None:
-        raise InvalidRequest(
-            "Missing required parameter: `file`. Send the file as a part of that name.",
-            param="file",
-        )
-    if not form.size:
-        raise InvalidRequest(
-            "The file is empty. Send one JSON object on each line.", param="file", code="empty_file"
-        )
-    return Upload(
-        id, caller, _purpose(form), form.filename, form.size, sha256, _expires_after(form)
+class UploadRequest(Lenient):
+    bytes: int = Field(description="The size of the file.")
+    filename: Text
+    mime_type: Annotated[Text, StringConstraints(max_length=LONGEST_TYPE)] = Field(
+        description="Any; it is not checked."
+    )
+    purpose: Text = Field(description="`batch` for the input of a batch.")
+    expires_after: ExpiresAfter | None = Field(
+        None, description="The life of the file, from its own creation on."
     )
 
 
-def _purpose(form: UploadForm) -> str:
-    purpose = form.fields.get("purpose")
-    choices = ", ".join(sorted(UPLOAD_PURPOSES))
-    if not purpose:
-        raise InvalidRequest(
-            "Missing required parameter: `purpose`. Send `batch` for the input of a batch.",
-            param="purpose",
+class CompleteRequest(Lenient):
+    part_ids: list[Text] = Field(
+        min_length=1, max_length=uploads.MOST_PARTS, description="In the order of the file."
+    )
+    md5: Text | None = Field(None, description="Of the whole file, in hex digits.")
+
+
+class PartObject(Identified):
+    object: Literal["upload.part"] = "upload.part"
+    created_at: int
+    upload_id: str
+    bytes: int = Field(description="Extension.")
+    sha256: str = Field(description="Extension: of its content, in hex digits.")
+
+    @classmethod
+    def of(cls, part: UploadPart) -> Self:
+        return cls(
+            id=ids.render("part", part.id),
+            created_at=int(part.created_at.timestamp()),
+            upload_id=ids.render("upload", part.upload_id),
+            bytes=part.size,
+            sha256=part.sha256.hex(),
         )
-    if purpose not in UPLOAD_PURPOSES:
-        raise InvalidRequest(
-            f"Invalid `purpose`: {purpose[:100]!r}. Send `batch` for the input of a batch;"
-            f" {choices} are accepted.",
-            param="purpose",
+
+
+class UploadObject(Identified, Scoped):
+    # All but the file's name, which the request does not have.
+    always = frozenset(
+        {"id", "object", "bytes", "created_at", "expires_at", "purpose", "status", "file"}
+    )
+
+    object: Literal["upload"] = "upload"
+    bytes: int
+    created_at: int
+    expires_at: int
+    filename: str
+    purpose: str
+    status: UploadStatus
+    file: FileObject | None
+
+    @classmethod
+    def of(
+        cls, upload: Upload, status: UploadStatus, file: File | None = None, **more: Any
+    ) -> Self:
+        return cls(
+            id=ids.render("upload", upload.id),
+            bytes=upload.size,
+            created_at=int(upload.created_at.timestamp()),
+            expires_at=int(upload.expires_at.timestamp()),
+            filename=upload.filename,
+            purpose=upload.purpose,
+            status=status,
+            file=None if file is None else FileObject.of(file),
+            **more,
         )
-    return purpose
 
 
-def _expires_after(form: UploadForm) -> int | None:
-    """The seconds of the form's two fields, or of one field with a JSON object.
+class UploadWithParts(UploadObject):
+    parts: list[PartObject] = Field(
+        description=(
+            "Extension: what is stored of a pending upload, in the order of arrival, to resume by."
+        )
+    )
 
-    Some clients send the latter. None without any of these fields.
+
+@dataclass(frozen=True, slots=True)
+class ReceivedPart:
+    """A part whose bytes are in storage."""
+
+    id: UUID
+    caller: Caller
+    size: int
+    sha256: bytes
+
+
+@router.post("", response_model=UploadObject)
+@calling(Scope.SUBMIT)
+def create_upload(
+    session: Session, caller: Caller, body: UploadRequest, key: IdempotencyKey = None
+) -> Response:
+    """Begin a file of any size. It is pending for an hour, and counts in the quotas meanwhile."""
+    purpose = receive.purpose(body.purpose)
+
+    def create() -> bytes:
+        upload = uploads.create(
+            session,
+            caller,
+            size=body.bytes,
+            purpose=purpose,
+            filename=clean(body.filename),
+            mime_type=body.mime_type,
+            expires_after=None if body.expires_after is None else body.expires_after.seconds,
+        )
+        return UploadObject.of(upload, UploadStatus.PENDING).model_dump_json().encode()
+
+    fingerprint = hashlib.sha256(orjson.dumps(body.model_dump(), option=orjson.OPT_SORT_KEYS))
+    return stored(
+        idempotency.once(
+            session,
+            caller,
+            key,
+            route=f"POST {PATH}",
+            fingerprint=fingerprint.digest(),
+            create=create,
+        )
+    )
+
+
+@router.get("/{upload_id}")
+@calling(Scope.READ)
+def retrieve_upload(session: Session, caller: Caller, upload_id: str) -> UploadWithParts:
+    """Extension: an upload and the parts that are stored, so that a client can resume it."""
+    upload = uploads.get(session, caller, upload_id)
+    return UploadWithParts.of(
+        upload,
+        uploads.status(session, upload),
+        None if upload.file_id is None else session.get_one(File, upload.file_id),
+        parts=[PartObject.of(part) for part in uploads.parts(session, upload)],
+    )
+
+
+async def receive_part(
+    request: Request, caller: BriefSubmitter, upload_id: str
+) -> AsyncIterator[ReceivedPart]:
+    """A dependency: stores the part of an admitted caller, and removes it if the route fails."""
+    least = max(0, receive.length(request) - receive.FORM_OVERHEAD)
+    await asyncio.to_thread(_refuse_early, caller, upload_id, least)
+    await asyncio.to_thread(marks.place)
+    id = ids.new()
+    form = UploadForm(uploads.MOST_PART_BYTES, name="data", over=_part_too_large)
+    with budget.bodies.holding(caller, receive.UPLOAD_BYTES):
+        part = await receive.stream(
+            request,
+            form,
+            storage.part_key(id),
+            lambda sha256: ReceivedPart(id, caller, form.size, sha256),
+        )
+    try:
+        await asyncio.to_thread(marks.confirm_kept, storage.part_key(id))
+        yield part
+    except OperationalError:
+        # The commit may have succeeded. If not, the sweep removes the bytes.
+        raise
+    except Exception:
+        await asyncio.to_thread(storage.delete, storage.part_key(id))
+        raise
+
+
+@router.post("/{upload_id}/parts", openapi_extra=FORM)
+def create_part(
+    part: Annotated[ReceivedPart, Depends(receive_part, scope="function")], upload_id: str
+) -> PartObject:
+    """Add a part, of at most 64 MiB. Parts may be sent in any order, and several at a time."""
+    with db.transaction() as session:
+        row = uploads.add_part(
+            session, part.caller, upload_id, id=part.id, size=part.size, sha256=part.sha256
+        )
+        return PartObject.of(row)
+
+
+@router.post("/{upload_id}/complete", response_model=UploadObject)
+def complete_upload(caller: BriefSubmitter, upload_id: str, body: CompleteRequest) -> Response:
+    """Join the parts to a file. Sent again with the same ids, it has the same answer."""
+    with long_work.admitted(caller):
+        with db.reading() as session:
+            account.admit_change(session, caller)
+        upload, file = uploads.complete(caller, upload_id, body.part_ids, body.md5)
+    _clear(upload)
+    return _shown(UploadObject.of(upload, UploadStatus.COMPLETED, file), caller)
+
+
+@router.post("/{upload_id}/cancel", response_model=UploadObject)
+def cancel_upload(caller: BriefSubmitter, upload_id: str) -> Response:
+    """Delete the parts. Any body is ignored."""
+    with db.transaction() as session:
+        account.admit_change(session, caller)
+        upload = uploads.cancel(session, caller, upload_id)
+    _clear(upload)
+    return _shown(UploadObject.of(upload, UploadStatus.CANCELLED), caller)
+
+
+def _shown(upload: UploadObject, caller: Caller) -> Response:
+    return Response(scopes.render(upload, caller.scopes), media_type=JSON)
+
+
+def _clear(upload: Upload) -> None:
+    """Delete the parts of an upload that has just ended. What fails is left to the sweep."""
+    if upload.is_cleared:
+        return
+    try:
+        uploads.clear(upload.id)
+    except (*storage.UNAVAILABLE, *db.UNAVAILABLE) as error:
+        logger.warning("upload.not_cleared", upload_id=upload.id, error=type(error).__name__)
+
+
+def _refuse_early(caller: Caller, upload_id: str, least: int) -> None:
+    """Raise the error of a part before its bytes are read: by the rate of changes, or its upload.
+
+    `least`: a lower bound of its bytes.
     """
-    for name in form.fields.keys() - FORM_FIELDS:
-        if field := meant(name, FORM_FIELDS):
-            raise misspelt(name, field)
-    if text := form.fields.get("expires_after"):
-        if form.fields.keys() & {"expires_after[anchor]", "expires_after[seconds]"}:
-            raise InvalidRequest(
-                "The form says twice when the file expires. Send `expires_after` once.",
-                param="expires_after",
-            )
-        try:
-            return ExpiresAfter.model_validate_json(text).seconds
-        except ValidationError:
-            wanted = (
-                f'{{"anchor": "created_at", "seconds": {SHORTEST_LIFE}}}, or the fields'
-                " `expires_after[anchor]` and `expires_after[seconds]`"
-            )
-            raise InvalidRequest(
-                f"Invalid `expires_after`: {text!r:.100}. Send {wanted}.", param="expires_after"
-            ) from None
-    anchor = form.fields.get("expires_after[anchor]", "")
-    seconds = form.fields.get("expires_after[seconds]", "")
-    if not anchor and not seconds:
-        return None
-    if anchor != "created_at":
-        raise InvalidRequest(
-            f"Invalid `expires_after[anchor]`: {anchor!r:.100}. Send `created_at`.",
-            param="expires_after[anchor]",
-        )
-    if not re.fullmatch("[0-9]{1,9}", seconds) or not SHORTEST_LIFE <= int(seconds) <= LONGEST_LIFE:
-        raise InvalidRequest(
-            f"Invalid `expires_after[seconds]`: {seconds!r:.100}. Send a whole number from"
-            f" {SHORTEST_LIFE} to {LONGEST_LIFE}.",
-            param="expires_after[seconds]",
-        )
-    return int(seconds)
+    disk.refuse_if_full()
+    with db.reading() as session:
+        account.admit_change(session, caller)
+        uploads.refuse_part(session, caller, upload_id, least=least)
+
+
+def _part_too_large(most: int) -> InvalidRequest:
+    return InvalidRequest(
+        f"The part is larger than {most:,} bytes. Send the file in smaller parts.",
+        param="data",
+        code="part_too_large",
+    )

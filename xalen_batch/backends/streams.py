@@ -49,6 +49,12 @@ async def parsed(chunks: AsyncIterator[bytes], longest: int) -> Events:
         raise StreamBroken("it ended in the middle of an event")
 
 
+def rendered(event: Event) -> bytes:
+    """An event in the format of server-sent events."""
+    name = f"event: {event.name}\n".encode() if event.name else b""
+    return name + b"data: " + event.data + b"\n\n"
+
+
 @asynccontextmanager
 async def opened(
     outcome: Outcome, events: Iterable[Mapping[str, Any]], *, seconds: float = 0.0

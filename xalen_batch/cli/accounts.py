@@ -82,7 +82,13 @@ def limits(
     ] = None,
     storage_bytes: Annotated[
         str | None,
-        typer.Option(metavar="N", callback=_number, help="Most bytes in files and inboxes."),
+        typer.Option(
+            metavar="N", callback=_number, help="Most bytes in files, pending uploads and inboxes."
+        ),
+    ] = None,
+    pending_uploads: Annotated[
+        str | None,
+        typer.Option(metavar="N", callback=_number, help="Most uploads in parts that are pending."),
     ] = None,
     schedules: Annotated[
         str | None, typer.Option(metavar="N", callback=_number, help="Most schedules.")
@@ -127,6 +133,7 @@ def limits(
         "enqueued_tokens": enqueued_tokens,
         "files": files,
         "storage_bytes": storage_bytes,
+        "pending_uploads": pending_uploads,
         "schedules": schedules,
         "waiting_runs": waiting_runs,
         "inbox_requests": inbox_requests,

@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
-from xalen_batch.cli import waits, windows
+from xalen_batch.cli import outlook, waits, windows
 from xalen_batch.cli.output import (
     STDERR,
     STDOUT,
@@ -98,9 +98,13 @@ def print_line_errors(
     shown: int | None = SHOWN_ERRORS,
     console: Console = STDERR,
 ) -> None:
-    """Print errors of an input file as `name:line: code: message`; `shown` None prints all."""
+    """Print errors of an input file as `name:line: code: message`; `shown` None prints all.
+
+    `file` of an error names the file of its line, in place of `name`.
+    """
     for error in errors[:shown]:
-        place = safe(name) if error["line"] is None else f"{safe(name)}:{error['line']}"
+        file = safe(error.get("file", name))
+        place = file if error["line"] is None else f"{file}:{error['line']}"
         console.print(
             f"{place}: {error['code']}: {safe(error['message'])}", style="red", soft_wrap=True
         )
@@ -147,6 +151,9 @@ def _fields(batch: dict[str, Any]) -> Iterator[tuple[str, object]]:
             yield name, windows.shown(value)
         elif name == "waiting" and value:
             yield name, waits.shown(value)
+        elif name == "outlook":
+            if value:
+                yield from outlook.shown(batch)
         else:
             yield name, "-" if value is None else value
 

@@ -1,11 +1,12 @@
 """`list`, `show`, `results`, `cancel`: batches that exist."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from xalen_batch.cli import batch_view, download
+from xalen_batch.cli.batch_options import check_endpoint, parse_metadata
 from xalen_batch.cli.batch_view import ENDED
 from xalen_batch.cli.client import ApiOptions
 from xalen_batch.cli.failures import Failed
@@ -17,6 +18,7 @@ from xalen_batch.states import BatchStatus
 RESULTS_JSON = (
     "Print one list object in place of JSON Lines; with --output, what was written to the file."
 )
+TIME = "2026-11-01, with a time and an offset if you like, or Unix seconds"
 STATUS_HELP = f"Only batches in this status: {', '.join(BatchStatus)}."
 
 commands = typer.Typer()
@@ -27,41 +29,72 @@ commands = typer.Typer()
     epilog=examples(
         "xalen-batch list",
         "xalen-batch list --status in_progress --limit 100",
+        "xalen-batch list --metadata team=search --created-after 2026-11-01",
         "xalen-batch list --schedule sched_0192…",
         "xalen-batch list --json | jq -r .data[0].id",
     ),
 )
 @with_option_groups
 def list_batches(
-    limit: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Most batches to show, the newest first.")
-    ] = 20,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="Most batches to show.")] = 20,
     status: Annotated[BatchStatus | None, typer.Option(metavar="STATUS", help=STATUS_HELP)] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Only batches of this model.")
+    ] = None,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="/v1/…", help="Only batches of this endpoint.", callback=check_endpoint
+        ),
+    ] = None,
+    created_after: Annotated[
+        str | None, typer.Option(metavar="TIME", help=f"Created at this time or later: {TIME}.")
+    ] = None,
+    created_before: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Created before this time.")
+    ] = None,
+    metadata: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Only batches with this note; several: with all."),
+    ] = None,
     schedule: OfSchedule = None,
+    order: Annotated[
+        Literal["desc", "asc"],
+        typer.Option(metavar="desc|asc", help="`desc`: the newest first; `asc`: the oldest first."),
+    ] = "desc",
     as_json: Json = False,
     *,
     api: ApiOptions,
 ) -> None:
-    """List your batches, the newest first."""
-    keep = None if status is None else lambda batch: batch["status"] == status
-    batches, has_more = api.connect().listing(limit, "/batches", keep, schedule_id=schedule)
+    """List your batches, the newest first. Each option narrows the list."""
+    notes = parse_metadata(metadata)
+    filters = {
+        "status": status,
+        "model": model,
+        "endpoint": endpoint,
+        "created_after": created_after,
+        "created_before": created_before,
+        "schedule_id": schedule,
+        **{f"metadata[{key}]": value for key, value in notes.items()},
+    }
+    batches, has_more = api.connect().listing(
+        limit, "/batches", None, order=None if order == "desc" else order, **filters
+    )
     if as_json:
         print_list(batches, has_more=has_more)
     elif batches:
         batch_view.table_of(batches)
         if has_more:
-            say_more(len(batches))
+            say_more(len(batches), "oldest" if order == "asc" else "newest")
     elif schedule is not None:
         say(
             f"No batch of {schedule}{f' has the status {status}' if status else ' yet'}."
             f" `xalen-batch schedules runs {schedule}` shows every run."
         )
+    elif any(filters.values()):
+        say("No batch meets these conditions. `xalen-batch list` shows all.")
     else:
-        say(
-            "No batches yet. `xalen-batch run FILE` makes one."
-            if status is None
-            else f"No batch has the status {status}."
-        )
+        say("No batches yet. `xalen-batch run FILE` makes one.")
 
 
 @commands.command(
@@ -83,6 +116,7 @@ def show(batch_id: BatchId, as_json: Json = False, *, api: ApiOptions) -> None:
         "xalen-batch results batch_0192… -o out.jsonl",
         "xalen-batch results batch_0192… --errors",
         "xalen-batch results batch_0192… --partial | head",
+        "xalen-batch results batch_0192… --merged -o all.jsonl",
         "xalen-batch results batch_0192… --json | jq -r"
         " '.data[].response.body.choices[0].message.content'",
     )
@@ -109,11 +143,21 @@ def results(
             "--partial", help="The lines that have ended so far, of a batch that still runs."
         ),
     ] = False,
+    merged: Annotated[
+        bool,
+        typer.Option(
+            "--merged",
+            help="Every line once, failed ones too, with its last result among the batch and its"
+            " retries.",
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help=RESULTS_JSON)] = False,
     *,
     api: ApiOptions,
 ) -> None:
     """Download the results of a batch: JSON Lines, in the order of the input."""
+    if merged and errors:
+        raise typer.BadParameter("has failed lines too; leave --errors out.", param_hint="--merged")
     download.check_target(output)
     client = api.connect()
     status = client.get(f"/batches/{batch_id}")["status"]
@@ -127,11 +171,16 @@ def results(
             f"{batch_id} failed validation, so nothing was run. `xalen-batch show {batch_id}` names"
             " the errors."
         )
-    is_ended, ending = status in ENDED, "failed" if errors else "succeeded"
+    is_ended = status in ENDED
+    ending = "ended" if merged else "failed" if errors else "succeeded"
     if as_json and output == download.STDOUT:
-        delivered = download.print_lines(client, batch_id, errors=errors, is_ended=is_ended)
+        delivered = download.print_lines(
+            client, batch_id, errors=errors, is_ended=is_ended, merged=merged
+        )
     else:
-        delivered = download.fetch(client, batch_id, output, errors=errors, is_ended=is_ended)
+        delivered = download.fetch(
+            client, batch_id, output, errors=errors, is_ended=is_ended, merged=merged
+        )
     if as_json and output != download.STDOUT:
         print_json(
             {
@@ -141,7 +190,9 @@ def results(
                 "is_complete": delivered.is_complete,
             }
         )
-    if not delivered.is_complete:
+    if not delivered.is_complete and is_ended:
+        say(f"Not complete: a retry of {batch_id} still runs.", style="yellow")
+    elif not delivered.is_complete:
         total = figure(int(delivered.headers["x-batch-lines-total"]))
         say(
             f"Not complete: {counted(delivered.lines, 'line')} that {ending} so far, of {total} in"

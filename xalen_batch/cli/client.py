@@ -120,6 +120,22 @@ class ApiClient:
             lambda: self._json(self._request("/files", headers, form.chunks(CHUNK, moved)))
         )
 
+    def upload_part(self, path: str, content: bytes, arrived: Callable[[], Json | None]) -> Json:
+        """Add a part to an upload; the part.
+
+        A retry first asks `arrived` for the part: its answer may have been lost.
+        """
+        kind, body = transport.part(content)
+        attempts = 0
+
+        def send() -> Json:
+            nonlocal attempts
+            attempts += 1
+            found = arrived() if attempts > 1 else None
+            return found or self._json(self._request(path, {"Content-Type": kind}, body))
+
+        return self._retried(send)
+
     def download(
         self, path: str, write: Callable[[bytes], object], moved: Moved, *, is_fixed: bool
     ) -> Headers:
@@ -144,6 +160,25 @@ class ApiClient:
         headers = self._retried(receive, received=lambda: body.received)
         body.check()
         return headers
+
+    def events(self, path: str, *, silence: float) -> Iterator[Json | None]:
+        """The objects of a stream of server-sent events, once; None for a comment of the server.
+
+        Not repeated. ApiError if the answer is no stream, Unreachable if it breaks off or has no
+        byte for `silence` seconds.
+        """
+        request = self._request(path, {"Accept": "text/event-stream"})
+        with closing(self._open(request, silence)) as response:
+            if response.headers.get_content_type() != "text/event-stream":
+                raise ApiError(response.status, "The answer is no stream of events.")
+            try:
+                while line := response.readline(MOST_JSON):
+                    if line.startswith(b"data:"):
+                        yield json.loads(line[len("data:") :])
+                    elif line.startswith(b":"):
+                        yield None
+            except (OSError, HTTPException, ValueError) as error:
+                raise self._unreachable(error) from error
 
     def first_line(self, path: str) -> bytes:
         """The first line of a body that is not blank. Does not wait for the rest."""
@@ -194,9 +229,9 @@ class ApiClient:
             )
         return value
 
-    def _open(self, request: Request) -> HTTPResponse:
+    def _open(self, request: Request, timeout: float = TIMEOUT) -> HTTPResponse:
         try:
-            response: HTTPResponse = self._opener.open(request, timeout=TIMEOUT)
+            response: HTTPResponse = self._opener.open(request, timeout=timeout)
         except HTTPError as error:
             self._has_reached = True
             with error:

@@ -20,7 +20,7 @@ VARIABLES = {"XALEN_DATABASE_URL": "database_url", "XALEN_REDIS_URL": "redis_url
 
 
 def find() -> None:
-    """Add the URLs of a running `up` to the environment, before the settings are read from it."""
+    """Add the URLs of a running `up` to the environment, from which the settings are then read."""
     if os.environ.get("XALEN_DATABASE_URL"):
         return
     path = data_dir() / "run.toml"
@@ -36,6 +36,10 @@ def find() -> None:
     for variable, name in VARIABLES.items():
         if (value := running.get(name)) and not os.environ.get(variable):
             os.environ[variable] = value
+    # A command may have read them before, for its catalog.
+    from xalen_batch.config import settings
+
+    settings.cache_clear()
 
 
 @contextmanager

@@ -58,9 +58,15 @@ def check_target(target: Path, source: Path | None = None) -> None:
 
 
 def fetch(
-    client: ApiClient, batch_id: str, target: Path, *, errors: bool, is_ended: bool
+    client: ApiClient,
+    batch_id: str,
+    target: Path,
+    *,
+    errors: bool,
+    is_ended: bool,
+    merged: bool = False,
 ) -> Delivered:
-    """Write a batch's output lines, or its error lines, to `target`."""
+    """Write a batch's output lines, its error lines or its merged lines to `target`."""
     lines = 0
     with writer(target) as out:
 
@@ -69,12 +75,14 @@ def fetch(
             out.write(piece)
             lines += piece.count(b"\n")
 
-        headers = _receive(client, batch_id, write, errors=errors, is_ended=is_ended)
+        headers = _receive(client, batch_id, write, errors=errors, is_ended=is_ended, merged=merged)
     return Delivered(lines, headers)
 
 
-def print_lines(client: ApiClient, batch_id: str, *, errors: bool, is_ended: bool) -> Delivered:
-    """Print a batch's output or error lines as one list object on stdout, as they arrive."""
+def print_lines(
+    client: ApiClient, batch_id: str, *, errors: bool, is_ended: bool, merged: bool = False
+) -> Delivered:
+    """Print a batch's output, error or merged lines as one list object on stdout, as they come."""
     lines, rest = 0, b""
     with writer(STDOUT) as out:
         out.write(b'{"object": "list", "data": [')
@@ -86,7 +94,7 @@ def print_lines(client: ApiClient, batch_id: str, *, errors: bool, is_ended: boo
                 out.write((b",\n" if lines else b"\n") + line)
                 lines += 1
 
-        headers = _receive(client, batch_id, write, errors=errors, is_ended=is_ended)
+        headers = _receive(client, batch_id, write, errors=errors, is_ended=is_ended, merged=merged)
         delivered = Delivered(lines, headers)
         out.write(b'], "has_more": %s}\n' % (b"false" if delivered.is_complete else b"true"))
     return delivered
@@ -99,7 +107,10 @@ def _receive(
     *,
     errors: bool,
     is_ended: bool,
+    merged: bool,
 ) -> Mapping[str, str]:
     part = "errors" if errors else "output"
+    path = f"/batches/{batch_id}/{part}" + ("?merged=true" if merged else "")
     with progress.transfer(part) as moved:
-        return client.download(f"/batches/{batch_id}/{part}", write, moved, is_fixed=is_ended)
+        # A retry that ends meanwhile changes the merged lines.
+        return client.download(path, write, moved, is_fixed=is_ended and not merged)

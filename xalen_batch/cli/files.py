@@ -5,10 +5,11 @@ from typing import Annotated, Any
 
 import typer
 
-from xalen_batch.cli import download, inputs, progress, uploads
+from xalen_batch.cli import download, progress, uploads
 from xalen_batch.cli.client import ApiClient, ApiOptions
 from xalen_batch.cli.failures import Failed
 from xalen_batch.cli.group import Group
+from xalen_batch.cli.joined import InputFile, joined
 from xalen_batch.cli.option_groups import with_option_groups
 from xalen_batch.cli.options import Json, examples
 from xalen_batch.cli.output import (
@@ -63,14 +64,14 @@ FileIds = Annotated[
     )
 )
 @with_option_groups
-def upload(file: inputs.InputFile, as_json: Json = False, *, api: ApiOptions) -> None:
+def upload(file: InputFile, as_json: Json = False, *, api: ApiOptions) -> None:
     """Upload a file as batch input and print its id.
 
     Nothing is checked or run: `submit` does that.
     """
     client = api.connect()
-    with inputs.opened(file) as path:
-        made = uploads.send(client, path, inputs.name_of(file))
+    with joined([file]) as source:
+        made = uploads.send(client, source.path, source.name)
     if as_json:
         print_json(made)
     else:

@@ -1,58 +1,20 @@
-"""Input files: opened, or read from stdin, and checked before anything leaves this machine."""
+"""Input files, checked before anything leaves this machine."""
 
 import json
 import os
-import shutil
-import sys
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from xalen_batch.cli import progress
 from xalen_batch.cli.batch_options import AUTO
-from xalen_batch.cli.failures import INTERRUPTED, Failed
+from xalen_batch.cli.joined import CHUNK
 
 if TYPE_CHECKING:
     from xalen_batch.cli.rules import Rules
     from xalen_batch.validation.errors import Faults
     from xalen_batch.validation.estimate import Estimate
-
-STDIN = Path("-")
-CHUNK = 1024 * 1024
-
-InputFile = Annotated[
-    Path,
-    typer.Argument(metavar="FILE", help="The requests, JSON Lines; `-` is stdin.", allow_dash=True),
-]
-
-
-@contextmanager
-def opened(file: Path) -> Iterator[Path]:
-    """A path that can be read twice: the file, or a temporary copy of stdin."""
-    if file != STDIN:
-        if not file.is_file():
-            raise Failed(f"{file} is not a file. Name a JSON Lines file, or `-` for stdin.")
-        yield file
-        return
-    with tempfile.NamedTemporaryFile(prefix="xalen-batch-", suffix=".jsonl") as copy:
-        try:
-            shutil.copyfileobj(sys.stdin.buffer, copy, CHUNK)
-            copy.flush()
-        except KeyboardInterrupt:
-            raise Failed(
-                "Stopped before stdin had ended; nothing was submitted.", INTERRUPTED
-            ) from None
-        yield Path(copy.name)
-
-
-def name_of(file: Path) -> str:
-    """The name of the file on the server and in messages."""
-    return "stdin.jsonl" if file == STDIN else file.name
 
 
 def checked(path: Path, endpoint: str, rules: "Rules") -> tuple[str | None, "Faults"]:
@@ -118,7 +80,7 @@ def _named(endpoint: str) -> str | None:
 def _check_size(path: Path, faults: "Faults", rules: "Rules") -> None:
     from xalen_batch.validation.errors import Fault
 
-    size, limit = path.stat().st_size, rules.limits.max_file_bytes
+    size, limit = path.stat().st_size, rules.limits.max_upload_bytes
     if size > limit:
         faults.add(
             Fault(

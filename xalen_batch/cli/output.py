@@ -80,9 +80,9 @@ def print_list(data: Sequence[Mapping[str, Any]], *, has_more: bool = False) -> 
     print_json({"object": "list", "data": data, "has_more": has_more})
 
 
-def say_more(number: int) -> None:
+def say_more(number: int, which: str = "newest") -> None:
     """Say on stderr that a list ends at its --limit."""
-    say(f"These are the newest {figure(number)}. --limit shows more.", style="dim")
+    say(f"These are the {which} {figure(number)}. --limit shows more.", style="dim")
 
 
 def grid(

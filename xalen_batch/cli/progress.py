@@ -16,7 +16,7 @@ from rich.progress import (
 )
 from rich.progress import TransferSpeedColumn as Speed
 
-from xalen_batch.cli import batch_view, windows
+from xalen_batch.cli import batch_view, waits, windows
 from xalen_batch.cli.batch_view import ENDED
 from xalen_batch.cli.output import STDERR, figure, say
 
@@ -119,7 +119,7 @@ class _Bar:
         )
         status = (
             batch["status"]
-            if windows.waits_until(batch) is None and not batch.get("waiting")
+            if windows.waits_until(batch) is None and not waits.is_unusual(batch)
             else "waiting"
         )
         self._bar.update(

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from xalen_batch.catalog import Model
     from xalen_batch.config import Settings
 
-LIMITS = ("max_file_bytes", "max_batch_lines", "max_batch_inputs", "max_line_bytes")
+LIMITS = ("max_upload_bytes", "max_batch_lines", "max_batch_inputs", "max_line_bytes")
 # The codes of a key without the scope `read`, and of an older server without the route.
 NOT_TOLD = (403, 404)
 
@@ -44,6 +44,8 @@ def of_server(client: ApiClient) -> Rules | None:
         if error.status in NOT_TOLD:
             return None
         raise
+    # A server of an older version has no uploads in parts.
+    told = {"max_upload_bytes": told["max_file_bytes"], **told}
     models = told["models"]
     backends = {model["id"]: model["answered_by"] for model in models if model["answered_by"]}
     return Rules(

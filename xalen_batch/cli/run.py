@@ -1,11 +1,12 @@
 """`run`: submit, watch, download and invoice in one command."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from xalen_batch.cli import batch_view, download, inputs, invoices, windows
+from xalen_batch.cli import batch_view, download, invoices, windows
 from xalen_batch.cli.batch_options import (
     AUTO,
     Endpoint,
@@ -16,6 +17,7 @@ from xalen_batch.cli.batch_options import (
 )
 from xalen_batch.cli.client import ApiClient, ApiOptions
 from xalen_batch.cli.failures import INTERRUPTED, NOT_SUCCESSFUL, ApiError, Failed
+from xalen_batch.cli.joined import STDIN, InputFiles, is_same, joined, name_of
 from xalen_batch.cli.option_groups import with_option_groups
 from xalen_batch.cli.options import Json, Timeout, examples
 from xalen_batch.cli.output import STDERR, STDOUT, print_json, say
@@ -27,7 +29,7 @@ ERRORS = ".errors.jsonl"
 FORBIDDEN = 403
 OUTPUT_HELP = (
     "File of the results; failed lines go to .errors.jsonl beside it. If not given: .results.jsonl"
-    " beside FILE; for stdin, stdout."
+    " beside FILE; for stdin, stdout. Several inputs need it."
 )
 
 commands = typer.Typer()
@@ -37,12 +39,13 @@ commands = typer.Typer()
     epilog=examples(
         "xalen-batch run requests.jsonl",
         "xalen-batch run requests.jsonl -o answers.jsonl --live",
+        "xalen-batch run exports/ more.jsonl.zst -o answers.jsonl",
         "xalen-batch run - -o - < requests.jsonl | jq -r .custom_id",
     )
 )
 @with_option_groups
 def run(
-    file: inputs.InputFile,
+    files: InputFiles,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="OUT", help=OUTPUT_HELP)
     ] = None,
@@ -64,17 +67,17 @@ def run(
     --errors` prints the failed lines. If no line succeeds, the results of an earlier run are kept.
     """
     notes, hours = parse_metadata(metadata), windows.asked_for(execution_window, timezone, window)
-    target = output or default_target(file)
+    target = output or _target(files)
     for written in (target, errors_target(target)) if target != download.STDOUT else ():
-        download.check_target(written, file)
+        download.check_target(written, is_same(written, files))
     if as_json and target == download.STDOUT:
         raise typer.BadParameter(
             "with --json, stdout is taken: name a file.", param_hint="--output"
         )
-    with inputs.opened(file) as path:
+    with joined(files) as source:
         with before_submission():
             client = api.connect()
-            checked = check(client, path, file, endpoint, on_invalid)
+            checked = check(client, source, files, endpoint, on_invalid)
         batch = follow(client, create(client, checked, window, hours, notes)["id"], timeout)
         invoice = _delivered(client, batch, target)
     if as_json:
@@ -142,13 +145,24 @@ def _deliver_errors(client: ApiClient, batch: dict[str, Any], target: Path) -> N
         say(f"errors:  {beside}")
 
 
+def _target(files: Sequence[Path]) -> Path:
+    if len(files) > 1:
+        raise typer.BadParameter(
+            "with several inputs, name the file of the results.", param_hint="--output"
+        )
+    return default_target(files[0])
+
+
 def default_target(file: Path) -> Path:
-    """The result file for an input: `requests.jsonl` → `requests.results.jsonl`, stdin → stdout."""
-    return (
-        download.STDOUT
-        if file == inputs.STDIN
-        else file.with_name(file.name.removesuffix(".jsonl") + RESULTS)
-    )
+    """The result file for an input: `requests.jsonl` → `requests.results.jsonl`, stdin → stdout.
+
+    That of a folder is beside the folder.
+    """
+    if file == STDIN:
+        return download.STDOUT
+    # The name of `.` is empty.
+    beside = file.resolve() if file.is_dir() else file
+    return beside.with_name(name_of(beside).removesuffix(".jsonl") + RESULTS)
 
 
 def errors_target(target: Path) -> Path:

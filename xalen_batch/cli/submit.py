@@ -1,7 +1,7 @@
 """`submit`: makes a batch of a file."""
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from xalen_batch.cli.batch_options import (
 )
 from xalen_batch.cli.client import ApiClient, ApiOptions
 from xalen_batch.cli.failures import INTERRUPTED, Failed
+from xalen_batch.cli.joined import STDIN, InputFiles, Joined, joined
 from xalen_batch.cli.option_groups import with_option_groups
 from xalen_batch.cli.options import Json, examples
 from xalen_batch.cli.output import counted, print_json, print_line, safe, say
@@ -33,6 +34,7 @@ commands = typer.Typer()
 @commands.command(
     epilog=examples(
         "xalen-batch submit requests.jsonl",
+        "xalen-batch submit monday.jsonl.gz tuesday.jsonl.zst exports/",
         "xalen-batch submit requests.jsonl --window 7d --metadata team=search",
         'xalen-batch submit requests.jsonl --window 3d --execution-window "22:00-06:00 mon-fri"'
         " --timezone Europe/Berlin",
@@ -41,7 +43,7 @@ commands = typer.Typer()
 )
 @with_option_groups
 def submit(
-    file: inputs.InputFile,
+    files: InputFiles,
     endpoint: Endpoint = AUTO,
     window: Window = "24h",
     execution_window: windows.Hours = None,
@@ -52,12 +54,12 @@ def submit(
     *,
     api: ApiOptions,
 ) -> None:
-    """Submit a file and print the new batch's id."""
+    """Submit a file, or several as one batch, and print the new batch's id."""
     notes, hours = parse_metadata(metadata), windows.asked_for(execution_window, timezone, window)
-    with inputs.opened(file) as path:
+    with joined(files) as found:
         with before_submission():
             client = api.connect()
-            checked = check(client, path, file, endpoint, on_invalid)
+            checked = check(client, found, files, endpoint, on_invalid)
         batch = create(client, checked, window, hours, notes)
     if as_json:
         print_json(batch)
@@ -85,23 +87,27 @@ class Checked:
 
 
 def check(
-    client: ApiClient, path: Path, file: Path, endpoint: str, on_invalid: str | None = None
+    client: ApiClient,
+    source: Joined,
+    files: Sequence[Path],
+    endpoint: str,
+    on_invalid: str | None = None,
 ) -> Checked:
     """Validate a file by the server's models and limits before it is sent.
 
-    Failed if it would be refused; its errors are then on stderr. `path` is the file to read, `file`
-    the name that the user gave.
+    Failed if it would be refused; its errors are then on stderr. `files`: the names that the user
+    gave.
     """
-    servers, name = rules.of_server(client), inputs.name_of(file)
+    servers, name, path = rules.of_server(client), source.name, source.path
     found, faults = inputs.checked(path, endpoint, servers or rules.local())
     errors = faults.render()
     # The server may have models that this machine's catalog lacks.
     if errors and (servers or any(error["code"] != "model_not_found" for error in errors)):
-        batch_view.print_line_errors(errors, name)
+        batch_view.print_line_errors(source.placed(errors), name)
         if on_invalid != "skip" or not faults.are_of_lines:
             raise Failed(
                 f"{safe(name)} has {counted(faults.count, 'error')}, so nothing was"
-                f" submitted.{_hint(file, faults.count)}{_other_lines(faults)}"
+                f" submitted.{_hint(files, faults.count)}{_other_lines(faults)}"
             )
         say(
             f"{counted(faults.count, 'invalid line')} of {safe(name)} will be skipped; the error"
@@ -115,12 +121,12 @@ def _other_lines(faults: "Faults") -> str:
     return " --on-invalid skip runs the other lines." if faults.are_of_lines else ""
 
 
-def _hint(file: Path, errors: int) -> str:
+def _hint(files: Sequence[Path], errors: int) -> str:
     """The command that shows the errors that were left out; empty if none were."""
     if errors <= batch_view.SHOWN_ERRORS:
         return ""
-    of_stdin = " with the same input" if file == inputs.STDIN else ""
-    return f" `xalen-batch validate --all {shlex.quote(str(file))}`{of_stdin} shows every one."
+    of_stdin = " with the same input" if STDIN in files else ""
+    return f" `xalen-batch validate --all {shlex.join(map(str, files))}`{of_stdin} shows every one."
 
 
 def create(

@@ -93,6 +93,17 @@ class Form:
         yield self._tail
 
 
+def part(content: bytes) -> tuple[str, bytes]:
+    """The content type and the body of a form with a part of an upload."""
+    boundary = uuid4().hex
+    head = (
+        f'--{boundary}\r\nContent-Disposition: form-data; name="data"; filename="data"\r\n'
+        "Content-Type: application/octet-stream\r\n\r\n"
+    ).encode()
+    body = b"".join((head, content, f"\r\n--{boundary}--\r\n".encode()))
+    return f"multipart/form-data; boundary={boundary}", body
+
+
 def _quoted(filename: str) -> str:
     """A name in the form's header, escaped as browsers do."""
     return filename.replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from xalen_batch.cli import progress
+from xalen_batch.cli import part_uploads, progress
 from xalen_batch.cli.client import ApiClient
 from xalen_batch.cli.failures import INTERRUPTED, ApiError, Failed, Unreachable
 
@@ -15,8 +15,18 @@ UNSURE = (408, 409)
 
 
 def send(client: ApiClient, path: Path, name: str) -> dict[str, Any]:
-    """Upload a file as batch input, with a progress bar; the API's file object."""
+    """Upload a file as batch input, with a progress bar; the API's file object.
+
+    A large one is sent in parts, which a later call does not send again.
+    """
     with progress.transfer("uploading") as moved:
+        if path.stat().st_size > part_uploads.PART:
+            try:
+                return part_uploads.send(client, path, name, moved)
+            except ApiError as error:
+                # A server of an older version has no uploads in parts.
+                if error.status != 404:
+                    raise
         return client.upload(path, name, moved)
 
 

@@ -9,6 +9,7 @@ from xalen_batch.cli import batch_view, connection, inputs, rules
 from xalen_batch.cli.batch_options import AUTO, Endpoint
 from xalen_batch.cli.client import ApiOptions
 from xalen_batch.cli.failures import ERROR, Failed, Unreachable
+from xalen_batch.cli.joined import InputFiles, Joined, joined
 from xalen_batch.cli.option_groups import with_option_groups
 from xalen_batch.cli.options import Json, examples
 from xalen_batch.cli.output import STDOUT, counted, figure, print_json, say, show
@@ -30,12 +31,13 @@ commands = typer.Typer()
     epilog=examples(
         "xalen-batch validate requests.jsonl",
         "xalen-batch validate requests.jsonl --all --json | jq .expected_cost",
-        "cat part-*.jsonl | xalen-batch validate -",
+        "xalen-batch validate part-*.jsonl.gz exports/",
+        "make-requests | xalen-batch validate -",
     )
 )
 @with_option_groups
 def validate(
-    file: inputs.InputFile,
+    files: InputFiles,
     endpoint: Endpoint = AUTO,
     show_all: Annotated[
         bool,
@@ -59,13 +61,14 @@ def validate(
     Uses the models, prices and limits of the server that the connection names, else those on this
     machine, and says which.
     """
-    with inputs.opened(file) as path:
+    with joined(files) as source:
         used = rules.local() if is_local else _asked(api)
-        estimate = inputs.estimated(path, endpoint, used)
+        estimate = inputs.estimated(source.path, endpoint, used)
     if as_json:
-        print_json(estimate.render() | {"checked_with": used.source})
+        errors = {"object": "list", "data": source.placed(estimate.faults.render())}
+        print_json(estimate.render() | {"errors": errors, "checked_with": used.source})
     else:
-        _print(estimate, inputs.name_of(file), show_all)
+        _print(estimate, source, show_all)
         _say_source(used)
     if not estimate.is_valid:
         raise typer.Exit(ERROR)
@@ -106,9 +109,11 @@ def _say_source(used: rules.Rules) -> None:
         )
 
 
-def _print(estimate: "Estimate", name: str, show_all: bool) -> None:
+def _print(estimate: "Estimate", source: Joined, show_all: bool) -> None:
     shown = None if show_all else batch_view.SHOWN_ERRORS
-    batch_view.print_line_errors(estimate.faults.render(), name, shown=shown, console=STDOUT)
+    name = source.name
+    errors = source.placed(estimate.faults.render())
+    batch_view.print_line_errors(errors, name, shown=shown, console=STDOUT)
     found = estimate.render()
     rows = [
         (

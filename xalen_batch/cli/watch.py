@@ -1,19 +1,17 @@
 """`watch`: follow a batch to its end."""
 
-import time
 from typing import Any
 
 import typer
 
-from xalen_batch.cli import progress, waits
-from xalen_batch.cli.batch_view import ENDED, say_errors, say_outcome, succeeded
+from xalen_batch.cli import outlook, progress, waits
+from xalen_batch.cli.batch_view import say_errors, say_outcome, succeeded
 from xalen_batch.cli.client import ApiClient, ApiOptions
-from xalen_batch.cli.failures import INTERRUPTED, NOT_SUCCESSFUL, TIMED_OUT, Failed
+from xalen_batch.cli.failures import INTERRUPTED, NOT_SUCCESSFUL, Failed
 from xalen_batch.cli.option_groups import with_option_groups
 from xalen_batch.cli.options import BatchId, Json, Timeout, examples
 from xalen_batch.cli.output import print_json, say
-
-FIRST_PAUSE, LONGEST_PAUSE = 0.2, 2.0
+from xalen_batch.cli.states import States
 
 commands = typer.Typer()
 
@@ -54,27 +52,20 @@ def follow(client: ApiClient, batch_id: str, timeout: float | None) -> dict[str,
 
     Failed (exit 5, 130) on a timeout or Ctrl-C; the batch goes on either way.
     """
-    deadline = None if timeout is None else time.monotonic() + timeout
-    pause = FIRST_PAUSE
-    told = waits.WaitReporter()
+    told, risks = waits.WaitReporter(), outlook.RiskReporter()
     try:
+        found = iter(States(client, batch_id, timeout))
         # Before the progress bar, which would stay above the error of an unknown batch.
-        batch = client.get(f"/batches/{batch_id}")
+        batch = next(found)
         with progress.batch() as view:
-            while True:
+            view.update(batch)
+            told.update(batch)
+            risks.update(batch)
+            for batch in found:
                 view.update(batch)
-                if batch["status"] in ENDED:
-                    return batch
                 told.update(batch)
-                if deadline is not None and time.monotonic() + pause > deadline:
-                    raise Failed(
-                        f"Waited {timeout:g} s. The batch goes on; `xalen-batch watch {batch_id}`"
-                        " waits again.",
-                        TIMED_OUT,
-                    )
-                time.sleep(pause)
-                pause = min(pause * 1.1, LONGEST_PAUSE)
-                batch = client.get(f"/batches/{batch_id}")
+                risks.update(batch)
+            return batch
     except KeyboardInterrupt:
         raise Failed(
             f"No longer watching. The batch goes on; `xalen-batch watch {batch_id}` resumes.",

@@ -1,12 +1,16 @@
 """Settings of the API."""
 
+import re
 from ipaddress import ip_network
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, ValidationInfo, field_validator
 from pydantic_settings import NoDecode
 
-from xalen_batch.config.values import MiB, or_none, parted
+from xalen_batch.config.values import GiB, MiB, or_none, parted
+
+# A browser compares origins as texts, and sends them in this form.
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 
 
 class Api(BaseModel):
@@ -14,7 +18,8 @@ class Api(BaseModel):
 
     host: str = Field("127.0.0.1", description="Address the API listens on.")
     port: int = Field(8080, ge=0, le=65535, description="Port the API listens on.")
-    max_file_bytes: int = Field(200 * MiB, gt=0, description="Largest upload.")
+    max_file_bytes: int = Field(200 * MiB, gt=0, description="Largest file of one request.")
+    max_upload_bytes: int = Field(8 * GiB, gt=0, description="Largest file uploaded in parts.")
     max_batch_lines: int = Field(50_000, gt=0, description="Most requests in one batch.")
     max_batch_inputs: int | None = Field(
         50_000,
@@ -35,7 +40,9 @@ class Api(BaseModel):
     )
     max_json_bytes: int = Field(1 * MiB, gt=0, description="Largest JSON request body of the API.")
     max_inbox_bytes: int = Field(
-        16 * MiB, gt=0, description="Largest body of requests sent to a schedule's inbox."
+        16 * MiB,
+        gt=0,
+        description="Largest body with requests: of a batch, or for an inbox.",
     )
     held_bytes: int = Field(
         256 * MiB,
@@ -52,8 +59,9 @@ class Api(BaseModel):
     row_retention: Annotated[int, Field(ge=0)] | Literal["forever"] = Field(
         7 * 86_400,
         description=(
-            "How long lines of sealed batches stay rows of `results`, for SQL, from the end of the"
-            " day (UTC) that created the batch, or `forever`. Downloads need no rows."
+            "How long lines and tasks of sealed batches stay rows of `results` and `tasks`, for"
+            " SQL, from the end of the day (UTC) that created the batch, or `forever`. Downloads"
+            " need no rows."
         ),
     )
     run_retention: Annotated[int, Field(ge=0)] | Literal["forever"] = Field(
@@ -84,6 +92,16 @@ class Api(BaseModel):
             )
         ),
     ] = ()
+    cors_origins: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        Field(
+            description=(
+                "Origins, separated by commas, whose pages may call the API from a browser, such as"
+                " `https://app.example.com`; `*`: all. Empty: none."
+            )
+        ),
+    ] = ()
     max_connections: int = Field(
         800,
         gt=0,
@@ -111,9 +129,9 @@ class Api(BaseModel):
     def _inputs_or_none(cls, value: object) -> object:
         return or_none(value)
 
-    @field_validator("trusted_proxies", mode="before")
+    @field_validator("trusted_proxies", "cors_origins", mode="before")
     @classmethod
-    def _split_proxies(cls, value: object) -> object:
+    def _split_lists(cls, value: object) -> object:
         return parted(value)
 
     @field_validator("trusted_proxies")
@@ -127,6 +145,18 @@ class Api(BaseModel):
                     f"{proxy} is neither an address nor a network, such as 10.0.0.7 or 10.0.0.0/24"
                 ) from None
         return proxies
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if origin != "*" and not ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    f"{origin} is not an origin. Write it as browsers send it: scheme, host and"
+                    " port in lower case, without a path, such as https://app.example.com or"
+                    " http://localhost:3000"
+                )
+        return origins
 
     @field_validator("held_bytes")
     @classmethod

@@ -31,8 +31,14 @@ class Quotas(BaseModel):
         100 * GiB,
         ge=0,
         description=(
-            "Most bytes of an account's files and of the requests in its inboxes; `none`: no limit."
+            "Most bytes of an account's files, of what its pending uploads declare, and of the"
+            " requests in its inboxes; `none`: no limit."
         ),
+    )
+    quota_pending_uploads: int | None = Field(
+        100,
+        ge=0,
+        description="Most uploads in parts of an account that are pending; `none`: no limit.",
     )
     quota_schedules: int | None = Field(
         1_000, ge=0, description="Most schedules of an account; `none`: no limit."
@@ -88,6 +94,7 @@ class Quotas(BaseModel):
         "quota_enqueued_tokens",
         "quota_files",
         "quota_storage_bytes",
+        "quota_pending_uploads",
         "quota_schedules",
         "quota_waiting_runs",
         "quota_inbox_requests",

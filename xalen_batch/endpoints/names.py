@@ -23,6 +23,11 @@ _SPELLINGS: Mapping[str, Endpoint] = {
 }
 
 
+def spellings(endpoint: Endpoint) -> list[str]:
+    """All spellings of an endpoint, the canonical one first; a slash at the end does not matter."""
+    return [spelling for spelling, meant in _SPELLINGS.items() if meant == endpoint]
+
+
 def endpoint_of(url: object) -> Endpoint | None:
     """The endpoint that a url names in any of its spellings; None if it is not an endpoint."""
     return _SPELLINGS.get(url.rstrip("/")) if isinstance(url, str) else None

@@ -3,9 +3,23 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from xalen_batch.endpoints import responses_chat
+from xalen_batch.endpoints import chunks, responses_chat
 from xalen_batch.endpoints.chunks import Joined
 from xalen_batch.endpoints.usage import Usage, table
+
+
+def of_response(
+    response: Mapping[str, Any], asked: Mapping[str, Any]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The events of a stream whose last event has this response, which `from_chat` has made."""
+    id = response["id"].removeprefix("resp_")
+    told = ResponseEvents(asked, id, response["created_at"])
+    yield from told.begin()
+    for chunk in chunks.of_completion(responses_chat.to_completion(response)):
+        yield from told.add(chunk)
+    *before, (name, last) = told.end(Usage())
+    yield from before
+    yield name, {**last, "response": response}
 
 
 class ResponseEvents:

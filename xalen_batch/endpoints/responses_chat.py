@@ -251,6 +251,31 @@ def from_chat(
     }
 
 
+def to_completion(response: Mapping[str, Any]) -> dict[str, Any]:
+    """The chat completion, without usage, of a Response that `from_chat` has made of one."""
+    items = response["output"]
+    parts = [part for item in items if item["type"] == "message" for part in item["content"]]
+    texts = [part for part in parts if part["type"] == "output_text"]
+    message: dict[str, Any] = {"content": "".join(part["text"] for part in texts)}
+    message["tool_calls"] = [
+        {
+            "id": item["call_id"],
+            "type": "function",
+            "function": {key: item[key] for key in ("name", "arguments")},
+        }
+        for item in items
+        if item["type"] == "function_call"
+    ]
+    cut = table(response["incomplete_details"]).get("reason")
+    choice = {
+        "index": 0,
+        "message": message,
+        "logprobs": {"content": [entry for part in texts for entry in part.get("logprobs", ())]},
+        "finish_reason": "length" if cut else "stop",
+    }
+    return {"object": "chat.completion", "choices": [choice]}
+
+
 def frame(
     asked: Mapping[str, Any], id: str, created_at: int | None, status: str, output: list[Any]
 ) -> dict[str, Any]:

@@ -27,9 +27,10 @@ DELETING = (*CHANGING, "DELETE")
 # Tables that are not listed are CHANGING: rows are inserted and updated, and soft-deleted.
 RIGHTS: Mapping[str, Sequence[str]] = {
     "alembic_version": READ_ONLY,
-    # Triggers write these two with the owner's privileges.
+    # Triggers write these with the owner's privileges.
     "audit_log": READ_ONLY,
     "account_tallies": READ_ONLY,
+    "batch_notes": READ_ONLY,
     "invoices": APPEND_ONLY,
     "invoice_lines": APPEND_ONLY,
     # A new price closes the old one.
@@ -40,14 +41,18 @@ RIGHTS: Mapping[str, Sequence[str]] = {
     # The id never changes.
     "store_mark": (*READ_ONLY, "UPDATE (placed_at)"),
     "account_quotas": DELETING,
+    "batch_paces": DELETING,
     "consumed_objects": DELETING,
     "erasures": DELETING,
     "events": (*APPEND_ONLY, "DELETE"),
     "idempotency_keys": DELETING,
     "inbox_requests": DELETING,
     "schedule_runs": DELETING,
+    "tasks": DELETING,
     "webhook_deliveries": DELETING,
     "webhook_endpoints": DELETING,
+    "upload_parts": DELETING,
+    "uploads": DELETING,
     "workers": DELETING,
 }
 # Functions with the owner's privileges: for partitions of `results` (models/partitions.py), and for

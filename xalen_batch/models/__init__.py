@@ -3,6 +3,8 @@
 from xalen_batch.models.accounts import Account, ApiKey
 from xalen_batch.models.audit import AuditEntry
 from xalen_batch.models.base import Base
+from xalen_batch.models.batch_notes import BatchNote
+from xalen_batch.models.batch_paces import BatchPace
 from xalen_batch.models.batches import Batch
 from xalen_batch.models.erasures import Erasure
 from xalen_batch.models.events import Event
@@ -16,6 +18,7 @@ from xalen_batch.models.results import Result
 from xalen_batch.models.schedules import ConsumedObject, InboxRequest, Schedule, ScheduleRun
 from xalen_batch.models.sealed_lines import SealedLines
 from xalen_batch.models.tasks import Task
+from xalen_batch.models.uploads import Upload, UploadPart
 from xalen_batch.models.webhooks import WebhookDelivery, WebhookEndpoint
 from xalen_batch.models.workers import Worker
 
@@ -27,6 +30,8 @@ __all__ = [
     "AuditEntry",
     "Base",
     "Batch",
+    "BatchNote",
+    "BatchPace",
     "ConsumedObject",
     "Erasure",
     "Event",
@@ -42,6 +47,8 @@ __all__ = [
     "SealedLines",
     "StoreMark",
     "Task",
+    "Upload",
+    "UploadPart",
     "WebhookDelivery",
     "WebhookEndpoint",
     "Worker",

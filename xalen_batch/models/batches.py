@@ -8,12 +8,14 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
+    ARRAY,
     BigInteger,
     CheckConstraint,
     ColumnElement,
     ForeignKey,
     ForeignKeyConstraint,
     Index,
+    Text,
     UniqueConstraint,
     and_,
     bindparam,
@@ -38,6 +40,9 @@ OPEN = "status IN ('validating', 'in_progress', 'finalizing', 'cancelling')"
 # The condition of a batch whose lines are rows of `results`; a failed batch has none.
 UNSEALED = "sealed_at IS NULL AND status <> 'failed'"
 
+# The condition of a batch that lists show.
+LISTED = "ledger IS NULL AND call IS NULL"
+
 
 class Batch(Base):
     __tablename__ = "batches"
@@ -61,7 +66,30 @@ class Batch(Base):
         ForeignKeyConstraint(
             ["run_id", "schedule_id"], ["schedule_runs.id", "schedule_runs.schedule_id"]
         ),
+        # A retry has the account and mode of the batch whose lines it runs again.
+        ForeignKeyConstraint(
+            ["retry_of", "account_id", "livemode"],
+            ["batches.id", "batches.account_id", "batches.livemode"],
+        ),
         Index("ix_batches_account_id_livemode_id", "account_id", "livemode", "id"),
+        # Lists with filters (batch_lists.py): ids by what the index holds of each batch.
+        Index(
+            "ix_batches_listed",
+            "account_id",
+            "livemode",
+            "id",
+            postgresql_include=["status", "model", "endpoint", "created_at"],
+            postgresql_where=text(LISTED),
+        ),
+        Index(
+            "ix_batches_listed_by_status",
+            "account_id",
+            "livemode",
+            "status",
+            "id",
+            postgresql_include=["model", "endpoint", "created_at"],
+            postgresql_where=text(LISTED),
+        ),
         Index(
             "ix_batches_open",
             "status",
@@ -113,6 +141,12 @@ class Batch(Base):
             "id",
             postgresql_where=text("schedule_id IS NOT NULL"),
         ),
+        Index(
+            "ix_batches_retry_of",
+            "retry_of",
+            "id",
+            postgresql_where=text("retry_of IS NOT NULL"),
+        ),
         CheckConstraint(
             "(execution_window IS NULL) = (window_closes_at IS NULL)", name="execution_window"
         ),
@@ -143,9 +177,20 @@ class Batch(Base):
     # `states.QueuedCall` of a batch of one queued call; null in any other batch.
     call: Mapped[str | None]
 
+    # Requests of a message batch (`api/anthropic`), which is told them before validation counts
+    # lines; null in any other batch.
+    requests: Mapped[int | None]
+    # When a client of Anthropic's API deleted it. That view no longer shows it; others do, as it
+    # has an invoice.
+    deleted_at: Mapped[datetime | None]
+
     # The schedule's run that created it; null for a batch that a caller created.
     schedule_id: Mapped[UUID | None]
     run_id: Mapped[UUID | None] = mapped_column(unique=True)
+    # The batch whose failed lines this one runs again, and the reasons for which they had failed
+    # (`failed_lines.py`); null in any other batch.
+    retry_of: Mapped[UUID | None]
+    retry_codes: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
     # `windows.ExecutionWindow` as JSON: the hours in which lines may start. `window_…_at`: its
     # interval that is open now or opens next.
     execution_window: Mapped[dict[str, Any] | None]

@@ -26,7 +26,7 @@ class AccountQuota(Base):
 class Tally(StrEnum):
     """The sums that triggers keep, in the transaction that changes the rows.
 
-    Migrations 0009 and 0016 create the triggers.
+    Migrations 0009, 0016 and 0025 create the triggers.
     """
 
     INBOX_REQUESTS = "inbox_requests"
@@ -35,6 +35,9 @@ class Tally(StrEnum):
     # Files that are not deleted, and their bytes.
     FILES = "files"
     FILE_BYTES = "file_bytes"
+    # Uploads in parts that are pending, and the bytes that they declared.
+    UPLOADS = "uploads"
+    UPLOAD_BYTES = "upload_bytes"
 
 
 class AccountTally(Base):

@@ -205,6 +205,8 @@ class InboxRequest(Base):
     custom_id: Mapped[str]
     # One line of JSON, without its newline.
     line: Mapped[bytes]
+    # Texts that the request asks to embed; 0 at other endpoints.
+    inputs: Mapped[int] = mapped_column(server_default="0")
     run_id: Mapped[UUID | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 

@@ -18,6 +18,7 @@ from sqlalchemy import (
     Update,
     bindparam,
     case,
+    delete,
     func,
     literal,
     literal_column,
@@ -117,6 +118,10 @@ TOKEN_COUNTERS = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_t
 # that a poison line harms no other task (pipeline/poison.py). From then on `losses` is raised
 # before the task runs, and lowered when the worker survives and hands the task back.
 SUSPECT_CRASHES = 2
+
+
+# Tasks that one call of `forget` looks at.
+FORGOTTEN_AT_ONCE = 1_000
 
 
 def has_state(*states: TaskState) -> ColumnElement[bool]:
@@ -293,3 +298,27 @@ def end(session: Session, task: Task, counts: Mapping[str, Any]) -> bool:
     added = _added(counts)
     own = {"own_batch_id": task.batch_id, "own_seq": task.seq, "own_fence": task.fence}
     return session.execute(_ended(tuple(added)), own | added).one_or_none() is not None
+
+
+def forget(
+    session: Session, older_than: float, after: tuple[UUID, int] | None
+) -> tuple[UUID, int] | None:
+    """Delete tasks of sealed batches that were created at least `older_than` seconds ago.
+
+    Looks at FORGOTTEN_AT_ONCE tasks behind the key `after`. Returns the last key, where the next
+    call goes on, or None if no older task is left. Nothing reads the tasks of a sealed batch.
+    """
+    key = tuple_(Task.batch_id, Task.seq)
+    old = (
+        select(Task.batch_id, Task.seq, Batch.sealed_at)
+        .join(Batch)
+        .where(Task.batch_id < func.lowest_id(func.now() - timedelta(seconds=older_than)))
+        .order_by(Task.batch_id, Task.seq)
+        .limit(FORGOTTEN_AT_ONCE)
+    )
+    found = session.execute(old if after is None else old.where(key > after)).all()
+    sealed = [(row.batch_id, row.seq) for row in found if row.sealed_at is not None]
+    session.execute(
+        delete(Task).where(key.in_(sealed)), execution_options={"synchronize_session": False}
+    )
+    return (found[-1].batch_id, found[-1].seq) if found else None

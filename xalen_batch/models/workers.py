@@ -26,6 +26,7 @@ class WorkerWaitReason(StrEnum):
     BACKEND = "backend"
     STORAGE = "storage"
     DISK = "disk"
+    RATE_LIMIT = "rate_limit"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ tick resumes it. After a crash the walk starts anew.
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -16,13 +16,14 @@ from uuid import UUID
 
 from sqlalchemy import ColumnElement, delete, func, select, tuple_
 
-from xalen_batch import db, erasure, events, files, log, storage
+from xalen_batch import db, erasure, events, files, log, storage, uploads
 from xalen_batch.accounts import audit
 from xalen_batch.billing import statements
 from xalen_batch.config import settings
-from xalen_batch.models import Batch, File, IdempotencyKey, partitions
+from xalen_batch.errors import UploadBusy
+from xalen_batch.models import File, IdempotencyKey, UploadPart, partitions, tasks
+from xalen_batch.pipeline import pace
 from xalen_batch.schedules import history
-from xalen_batch.states import TERMINAL
 from xalen_batch.storage import marks
 from xalen_batch.webhooks import endpoints
 
@@ -158,15 +159,10 @@ def _expire_files() -> Iterator[None]:
 
 
 def _is_expired() -> tuple[ColumnElement[bool], ...]:
-    is_needed = (
-        select(Batch.id)
-        .where(Batch.input_file_id == File.id, Batch.status.not_in(TERMINAL))
-        .exists()
-    )
     return (
         File.deleted_at.is_(None),
         File.expires_at <= func.now(),
-        ~is_needed,
+        ~files.is_read(),
         ~files.has_schedule(),
     )
 
@@ -197,6 +193,28 @@ def _delete_together(file_ids: Sequence[UUID]) -> None:
         logger.info("file.expired", file_id=file.id)
 
 
+def _end_uploads() -> Iterator[None]:
+    """Delete the parts of uploads whose time is over, and rows of uploads that ended long ago."""
+    after: tuple[datetime, UUID] | None = None
+    while True:
+        with db.reading() as session:
+            found = uploads.over(session, after)
+        for expires_at, id in found:
+            # Keyset pagination also skips an upload that is being joined.
+            after = (expires_at, id)
+            with isolated("uploads", upload_id=id), suppress(UploadBusy):
+                uploads.expire(id)
+            yield
+        if not found:
+            break
+    while True:
+        with db.transaction() as session:
+            gone = uploads.forget(session)
+        if not gone:
+            return
+        yield
+
+
 def _erase_answers() -> Iterator[None]:
     """Erase the answers of deleted output files."""
     while True:
@@ -208,35 +226,35 @@ def _erase_answers() -> Iterator[None]:
 
 
 def _delete_orphans() -> Iterator[None]:
-    """Remove objects without a file row: uploads of which a crash prevented the row's commit, and
-    sealed files that were deleted while they were written.
+    """Remove objects without a row: uploads and parts of which a crash prevented the row's commit,
+    and sealed files that were deleted while they were written.
     """
     # Objects of another database's store also have no row here, and must be kept.
     marks.confirm()
     horizon = datetime.now(UTC) - ORPHAN_AFTER
-    for prefix in ("input", "output"):
+    for prefix in ("input", "output", "parts"):
         for gone in storage.delete_unfinished(prefix, before=horizon, at_once=OBJECTS_AT_ONCE):
             for name in gone:
                 logger.warning("file.unfinished_deleted", name=name)
             yield
         objects = storage.listing(prefix)
         while some := list(islice(objects, OBJECTS_AT_ONCE)):
-            _delete_orphans_of([key for key, written in some if written < horizon])
+            _delete_orphans_of(prefix, [key for key, written in some if written < horizon])
             yield
 
 
-def _delete_orphans_of(old: list[str]) -> None:
+def _delete_orphans_of(prefix: str, old: list[str]) -> None:
     keys = {}
     for key in old:
-        id = storage.file_id(key)
+        id = storage.id_of(key)
         if id is not None:
             keys[key] = id
+    if prefix == "parts":
+        rows = select(UploadPart.id).where(UploadPart.id.in_(keys.values()))
+    else:
+        rows = select(File.id).where(File.id.in_(keys.values()), File.deleted_at.is_(None))
     with db.reading() as session:
-        known = set(
-            session.scalars(
-                select(File.id).where(File.id.in_(keys.values()), File.deleted_at.is_(None))
-            )
-        )
+        known = set(session.scalars(rows))
     orphans = [key for key, id in keys.items() if id not in known]
     if orphans:
         # Another disk may have been mounted since the walk began.
@@ -259,6 +277,20 @@ def _keep_partitions() -> Iterator[None]:
         if dropped is None:
             return
         logger.info("rows.dropped", partition=dropped)
+        yield
+
+
+def _forget_tasks() -> Iterator[None]:
+    """Delete the tasks of sealed batches, with their index of lines, past their retention."""
+    retention = settings().row_retention
+    if retention == "forever":
+        return
+    after: tuple[UUID, int] | None = None
+    while True:
+        with db.transaction() as session:
+            after = tasks.forget(session, max(retention, WRITTEN_BACK), after)
+        if after is None:
+            return
         yield
 
 
@@ -304,10 +336,26 @@ KEYS = Sweep("idempotency keys", _forget_keys)
 STATEMENTS = Sweep("statements", _issue_statements)
 EXPIRED = Sweep("expired files", _expire_files)
 ANSWERS = Sweep("erased answers", _erase_answers)
+TASKS = Sweep("ended tasks", _forget_tasks, rest=HOUR)
 RUNS = Sweep("runs of schedules", _forget_runs, rest=HOUR)
 AUDIT = Sweep("audit log", _forget_audit, rest=HOUR)
 EVENTS = Sweep("events", _forget_events, rest=HOUR)
+UPLOADS = Sweep("uploads", _end_uploads)
 PARTITIONS = Sweep("partitions", _keep_partitions, rest=HOUR)
 # Each walk lists the whole store: a million objects take two hours of turns.
 ORPHANS = Sweep("orphans", _delete_orphans, rest=HOUR, turn=0.15)
-ALL = (KEYS, STATEMENTS, EXPIRED, ANSWERS, PARTITIONS, RUNS, AUDIT, EVENTS, ORPHANS)
+PACE = Sweep("paces", pace.walk, rest=10.0)
+ALL = (
+    PACE,
+    KEYS,
+    STATEMENTS,
+    EXPIRED,
+    UPLOADS,
+    ANSWERS,
+    PARTITIONS,
+    TASKS,
+    RUNS,
+    AUDIT,
+    EVENTS,
+    ORPHANS,
+)

@@ -27,7 +27,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session
 
-from xalen_batch import batches, catalog, db, disk, log, storage
+from xalen_batch import batches, catalog, db, disk, log, retries, storage
 from xalen_batch.accounts import quotas
 from xalen_batch.accounts.accounts import Owner
 from xalen_batch.accounts.quotas import Excess, Quota
@@ -36,7 +36,6 @@ from xalen_batch.config import settings
 from xalen_batch.models import Batch, File, ScheduleRun, Task, partitions
 from xalen_batch.models.base import table_of
 from xalen_batch.pipeline import announce, fairness, record
-from xalen_batch.schedules import inbox
 from xalen_batch.schedules.assemble import Assembled, assemble, traced
 from xalen_batch.states import BatchStatus, OnInvalid, TaskState
 from xalen_batch.storage import marks
@@ -234,18 +233,21 @@ def _given_up(batch: Batch, now: datetime) -> Fault | None:
 
 
 def _assemble(batch: Batch, lease: _Lease, owner: Owner) -> Fault | None:
-    """Assemble the input file of a schedule's run, unless that is done. The fault if it cannot be.
+    """Assemble the input file of a schedule's run or of a retry, unless that is done.
 
-    Raises _LeaseLost.
+    Returns the fault if it cannot be assembled. Raises _LeaseLost.
     """
-    found = assemble(batch, lease.extend)
-    if not isinstance(found, Assembled):
+    found: Assembled | retries.Written | Fault | None
+    if batch.retry_of is None:
+        found = assemble(batch, lease.extend)
+    else:
+        found = retries.assemble(batch, meanwhile=_extending(lease), extend=lease.extend)
+    if found is None or isinstance(found, Fault):
         return found
     with db.transaction() as session:
         quotas.lock(session, owner)
         lease.take(session)
-        # Requests of an inbox were counted when they arrived.
-        grown = found.size - inbox.size(session, found.run_id)
+        grown = found.uncounted(session)
         excess = quotas.excess(session, owner, {Quota.STORAGE_BYTES: grown}) if grown > 0 else None
         if excess is None:
             found.count(session)

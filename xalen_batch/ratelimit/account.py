@@ -50,7 +50,7 @@ MOST_LOCAL = 10_000
 UNAVAILABLE = (redis.RedisError, OSError)
 # Tokens for live calls are drawn in blocks, which a process drops after BLOCK_FOR seconds. A block
 # has as many tokens as were used in that time, and at most this share of a bucket.
-BLOCK_FOR, BLOCK_SHARE = 0.1, 1 / 20
+BLOCK_FOR, BLOCK_SHARE = 0.2, 1 / 20
 
 
 class Draw(NamedTuple):

@@ -53,6 +53,10 @@ class Assembled:
     # Of a source: its objects, each with the line number in the file at which it begins.
     manifest: list[dict[str, Any]] | None
 
+    def uncounted(self, session: Session) -> int:
+        """The bytes that no quota has counted yet: requests of an inbox were, when they arrived."""
+        return self.size - inbox.size(session, self.run_id)
+
     def count(self, session: Session) -> None:
         """Make the file ready, as an upload is. The caller holds the lease in its transaction."""
         session.execute(

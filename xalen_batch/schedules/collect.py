@@ -44,7 +44,7 @@ def collect(session: Session, schedule: Schedule, sent: Sent) -> inbox.Added:
             "The schedule's endpoint was changed while these requests were checked. Send them"
             " again."
         )
-    return inbox.add(session, schedule, sent.lines)
+    return inbox.add(session, schedule, sent.lines, sent.inputs)
 
 
 def refuse_if_never_run(schedule: Schedule) -> Definition:

@@ -34,10 +34,14 @@ _fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 class Sent(NamedTuple):
-    """Requests that have passed the checks of an endpoint, as (custom_id, line) pairs."""
+    """Requests that have passed the checks of an endpoint, as (custom_id, line) pairs.
+
+    `inputs`: the texts to embed in each line that has any, by custom_id.
+    """
 
     endpoint: Endpoint
     lines: list[tuple[str, bytes]]
+    inputs: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,7 @@ class Checking:
             sent = _of_json(self.body)
         faults = Faults()
         lines: list[tuple[str, bytes]] = []
+        inputs: dict[str, int] = {}
         for line in scan([sent.content], endpoint=self.endpoint, models=self.models):
             if isinstance(line, Fault):
                 faults.add(line)
@@ -74,9 +79,11 @@ class Checking:
                 continue
             raw = sent.content[line.span.offset : line.span.offset + line.span.length]
             lines.append((line.custom_id, _on_one_line(raw)))
+            if line.request.inputs:
+                inputs[line.custom_id] = line.request.inputs
         if faults:
             raise _refusal(faults, sent)
-        return Sent(self.endpoint, lines)
+        return Sent(self.endpoint, lines, inputs)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,10 +27,10 @@ PAGE_BYTES = 3 * MiB
 
 # Sorted: two transactions that insert the same custom_ids in different orders would deadlock.
 _ADD = """
-    INSERT INTO inbox_requests (id, schedule_id, custom_id, line)
-    SELECT id, %(schedule_id)s, custom_id, line
-    FROM unnest(%(ids)b::uuid[], %(custom_ids)b::text[], %(lines)b::bytea[])
-        AS sent (id, custom_id, line)
+    INSERT INTO inbox_requests (id, schedule_id, custom_id, line, inputs)
+    SELECT id, %(schedule_id)s, custom_id, line, inputs
+    FROM unnest(%(ids)b::uuid[], %(custom_ids)b::text[], %(lines)b::bytea[], %(inputs)b::bigint[])
+        AS sent (id, custom_id, line, inputs)
     ORDER BY custom_id
     ON CONFLICT (schedule_id, custom_id) WHERE run_id IS NULL DO NOTHING
     RETURNING custom_id
@@ -42,20 +42,24 @@ _WAITING = """
 _ASSIGN = """
     UPDATE inbox_requests SET run_id = %(run_id)s
     FROM (
-        SELECT id, row_number() OVER oldest AS number, sum(size) OVER oldest AS bytes
+        SELECT id, row_number() OVER oldest AS number, sum(size) OVER oldest AS bytes,
+            sum(inputs) OVER oldest AS inputs
         FROM (
-            SELECT id, octet_length(line) + 1 AS size FROM inbox_requests
+            SELECT id, octet_length(line) + 1 AS size, inputs FROM inbox_requests
             WHERE schedule_id = %(schedule_id)s AND run_id IS NULL ORDER BY id LIMIT %(most_lines)s
         ) AS waiting
         WINDOW oldest AS (ORDER BY id)
     ) AS sized
-    WHERE inbox_requests.id = sized.id AND (sized.bytes <= %(most_bytes)s OR sized.number = 1)
+    WHERE inbox_requests.id = sized.id AND (
+        sized.bytes <= %(most_bytes)s AND sized.inputs <= coalesce(%(most_inputs)s, sized.inputs)
+        OR sized.number = 1
+    )
 """
 # A conflict with a row that is being inserted waits for its commit, as in `_ADD`.
 _RELEASE = text(
     "WITH back AS (DELETE FROM inbox_requests WHERE run_id = :run_id RETURNING *)"
-    " INSERT INTO inbox_requests (id, schedule_id, custom_id, line, created_at)"
-    " SELECT id, schedule_id, custom_id, line, created_at FROM back ORDER BY custom_id"
+    " INSERT INTO inbox_requests (id, schedule_id, custom_id, line, inputs, created_at)"
+    " SELECT id, schedule_id, custom_id, line, inputs, created_at FROM back ORDER BY custom_id"
     " ON CONFLICT (schedule_id, custom_id) WHERE run_id IS NULL DO NOTHING"
 )
 
@@ -73,8 +77,15 @@ class Added:
     pending: int
 
 
-def add(session: Session, schedule: Schedule, lines: Sequence[tuple[str, bytes]]) -> Added:
+def add(
+    session: Session,
+    schedule: Schedule,
+    lines: Sequence[tuple[str, bytes]],
+    inputs: Mapping[str, int] | None = None,
+) -> Added:
     """Add (custom_id, line of JSON) pairs to a schedule's inbox: all of them, or none.
+
+    `inputs`: the texts to embed in each line that has any, by custom_id.
 
     A pair that waits already with the same bytes is known. InvalidRequest if a custom_id waits with
     other bytes, or if more requests would wait than one batch can have; TooManyRequests beyond the
@@ -88,7 +99,7 @@ def add(session: Session, schedule: Schedule, lines: Sequence[tuple[str, bytes]]
     quotas.lock(session, owner)
     accepted, size = 0, 0
     while left:
-        new = _insert(session, schedule, left)
+        new = _insert(session, schedule, left, inputs or {})
         accepted += len(new)
         size += sum(len(left[custom_id]) + 1 for custom_id in new)
         left = {custom_id: line for custom_id, line in left.items() if custom_id not in new}
@@ -130,10 +141,15 @@ def size(session: Session, run_id: UUID) -> int:
 def assign(session: Session, schedule: Schedule, run: ScheduleRun) -> int:
     """Assign the oldest waiting requests to a run, and return their number.
 
-    At most as many lines and bytes as one batch can have; the rest wait for the next run.
+    At most as many lines, bytes and inputs of embeddings as one batch can have; the rest wait for
+    the next run.
     """
     session.flush()
-    limits = {"most_lines": settings().max_batch_lines, "most_bytes": settings().max_file_bytes}
+    limits = {
+        "most_lines": settings().max_batch_lines,
+        "most_bytes": settings().max_file_bytes,
+        "most_inputs": settings().max_batch_inputs,
+    }
     with db.driver(session).cursor() as cursor:
         cursor.execute(_ASSIGN, {"run_id": run.id, "schedule_id": schedule.id, **limits})
         return cursor.rowcount
@@ -177,7 +193,9 @@ def discard(session: Session, schedule_id: UUID) -> int:
     return len(session.execute(waiting.returning(InboxRequest.id)).all())
 
 
-def _insert(session: Session, schedule: Schedule, lines: Mapping[str, bytes]) -> set[str]:
+def _insert(
+    session: Session, schedule: Schedule, lines: Mapping[str, bytes], inputs: Mapping[str, int]
+) -> set[str]:
     """Insert lines, and return the custom_ids that were new.
 
     A conflict with a row that is being assigned to a run waits for that transaction's commit.
@@ -188,6 +206,7 @@ def _insert(session: Session, schedule: Schedule, lines: Mapping[str, bytes]) ->
         "ids": [ids.new() for _ in lines],
         "custom_ids": list(lines),
         "lines": list(lines.values()),
+        "inputs": [inputs.get(custom_id, 0) for custom_id in lines],
     }
     with db.driver(session).cursor() as cursor:
         cursor.execute(_ADD, sent)

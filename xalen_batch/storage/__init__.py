@@ -46,13 +46,18 @@ def key(file_id: UUID) -> str:
     return f"input/{file_id.hex}"
 
 
+def part_key(part_id: UUID) -> str:
+    """The key of the object of an upload's part."""
+    return f"parts/{part_id.hex}"
+
+
 def output_key(file_id: UUID) -> str:
     """The key of the object of a sealed output or error file (frames.py)."""
     return f"output/{file_id.hex}"
 
 
-def file_id(key: str) -> UUID | None:
-    """The id of the file that a key belongs to; None for an object that is not ours."""
+def id_of(key: str) -> UUID | None:
+    """The id of the file or part that a key belongs to; None for an object that is not ours."""
     try:
         return UUID(hex=key.rpartition("/")[2])
     except ValueError:

@@ -51,13 +51,12 @@ def is_too_deep(raw: bytes) -> bool:
 
 
 def repeated_key(raw: bytes) -> str | None:
-    """The first key that occurs twice in the line or in its body; None if all are unique.
+    """The first key that occurs twice in the line or its body or params; None: all are unique.
 
     Parsers disagree on which of the two values counts.
     """
     outer = json.loads(raw, object_pairs_hook=_Pairs)
-    body = next((value for key, value in outer if key == "body"), None)
-    for pairs in (outer, body):
+    for pairs in (outer, *(value for key, value in outer if key in ("body", "params"))):
         if isinstance(pairs, _Pairs):
             seen: set[str] = set()
             for key, _ in pairs:

@@ -193,7 +193,8 @@ class LineReader:
         if fault := hidden(raw, line) or self._id(value, line):
             return fault
         request = (
-            self._address(value, line)
+            _refused(value, line)
+            or self._address(value, line)
             or self._model(value, line)
             or self._request(value, line, len(raw))
         )
@@ -339,6 +340,24 @@ def hidden(raw: bytes, line: int) -> Fault | None:
         f"The key {quoted(key)} is there twice, and which one counts is anyone's guess. Remove one."
     )
     return Fault("invalid_json_line", message, line)
+
+
+def refused_line(custom_id: str, param: str, message: str) -> dict[str, Any]:
+    """A line for a request that another API's view has refused already, so that it fails alone."""
+    return {"custom_id": custom_id, "refused": {"param": param, "message": message}}
+
+
+def _refused(value: dict[str, Any], line: int) -> Fault | None:
+    """The fault of a line that `refused_line` made; its author wrote no line of ours."""
+    refused = value.get("refused")
+    if not isinstance(refused, dict) or "method" in value:
+        return None
+    # Any file may have such a line, so its words are as hostile as any.
+    param, message = (
+        "".join(filter(str.isprintable, str(refused.get(key, ""))[:1_000]))
+        for key in ("param", "message")
+    )
+    return Fault("invalid_request", message, line, param or None)
 
 
 def _missing(param: str, line: int, remedy: str) -> Fault:

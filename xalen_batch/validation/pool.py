@@ -33,6 +33,7 @@ PRELOADED = [
         "validation.estimate_file",
         "schedules.preflight_file",
         "schedules.collect_lines",
+        "api.anthropic.document",
     )
 ]
 

@@ -163,21 +163,30 @@ class PrefixIndex:
 
     def _arrange(self, lines: list[int], depth: int, order: list[int]) -> None:
         """Append to `order` lines that share their first `depth` hashes."""
-        hashes, begins = self._hashes, self._begins
-        # A line without a hash at this depth is a group of its own: its key, ~line, is negative.
-        keys = [
-            hashes[begins[line] + depth] if begins[line] + depth < begins[line + 1] else ~line
-            for line in lines
-        ]
+        keys = self._keys(lines, depth)
         distinct = len(set(keys))
+        while distinct == 1 and len(lines) > 1:
+            depth += 1
+            keys = self._keys(lines, depth)
+            distinct = len(set(keys))
         if distinct == len(lines):
             order.extend(lines)
-            return
-        if distinct == 1:
-            self._arrange(lines, depth + 1, order)
             return
         groups: dict[int, list[int]] = {}
         for key, line in zip(keys, lines, strict=True):
             groups.setdefault(key, []).append(line)
+        # A million keys take 36 MB, at each depth of the recursion that holds them.
+        del keys
         for group in groups.values():
             self._arrange(group, depth + 1, order)
+
+    def _keys(self, lines: list[int], depth: int) -> list[int]:
+        """The hash of each line at a depth.
+
+        A line without one is a group of its own: its key, ~line, is negative.
+        """
+        hashes, begins = self._hashes, self._begins
+        return [
+            hashes[begins[line] + depth] if begins[line] + depth < begins[line + 1] else ~line
+            for line in lines
+        ]

@@ -1,10 +1,10 @@
 """Adaptive concurrency: how many requests one worker process keeps in flight at one backend.
 
 A hill climb on goodput (good answers per second) raises the limit, as long as a larger limit brings
-more goodput. A refusal lowers it by one: a refused request gives up its slot. The slots that remain
-are those that the backend takes, so a burst of refusals ends exactly at its capacity. From there
-probes raise the limit by one and, as long as none is refused, by steps that double, as CUBIC grows
-slowly near its last loss and faster away from it. A timeout lowers the limit by a factor
+more goodput. A refusal lowers it by one. The requests that remain in flight are those that the
+backend took, so a burst of refusals ends exactly at its capacity. From there probes raise the limit
+by one and, as long as none is refused, by steps that double, as CUBIC grows slowly near its last
+loss and faster away from it. A timeout lowers the limit by a factor
 (multiplicative decrease), at most once per congestion epoch. Latency is no input: a server that
 batches requests answers each one later under load, and yet completes more of them per second.
 """
@@ -31,7 +31,7 @@ PROBE_ANSWERS = 50
 # Seconds without trials after one that failed on goodput; each further failure doubles the pause.
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 4.0
 # Answers in a round, as a multiple of the limit. A small step needs a more precise measurement.
-ANSWERS_PER_SLOT = {DOUBLE: 1, STEP: 3}
+ROUND_LENGTH = {DOUBLE: 1, STEP: 3}
 # A shorter measurement is extended: it measures chance.
 LEAST_SECONDS = 0.05
 # A round counts only if this share of its requests started with the limit reached.
@@ -74,7 +74,14 @@ class Signal(Enum):
 #     any         REFUSED, none left in flight (`_refused`)    measuring at 1, no refusal is known
 #     measuring   TIMEOUT (`_timed_out`)                       measuring at ×0.85
 #     other       TIMEOUT (`_timed_out`)                       measuring at the base
-#     any         `restart`, or another ceiling                measuring, no base
+#     any         `restart`                                    measuring, no base
+#     any         a ceiling below a limit that was learned     cut: the limit is the ceiling
+#     cut         a ceiling above it                           as before, at the limit of before
+#     cut         REFUSED, TIMEOUT, `restart`                  as from measuring
+#
+# Live calls move the ceiling several times a second. A ceiling above the limit changes nothing, and
+# one below it leaves alone what was learned (`_cut`), or the climb would begin anew each time. A
+# limit that had reached the old ceiling, or of which nothing is known yet, follows the ceiling.
 class Concurrency:
     """The limit on requests in flight at one backend, of one process; event loop thread only.
 
@@ -87,8 +94,8 @@ class Concurrency:
         self._ceiling = ceiling
         self.limit = self._start
         self.in_flight = 0
-        # Good answers per second in the last measurement, in all and by slot of the limit.
-        self._goodput = self._goodput_of_slot = 0.0
+        # Good answers per second in the last measurement, in all and per request of the limit.
+        self._goodput = self._goodput_per_request = 0.0
         # Number of moves of the limit. A request has the number at which it was sent.
         self._moves = 0
         # The congestion epoch: requests sent before this move cause no multiplicative decrease, so
@@ -97,6 +104,8 @@ class Concurrency:
         # The limit that trials are compared with, and its goodput; None before its first round.
         self._base: tuple[int, float] | None = None
         self._probe = 0
+        # The limit before the ceiling fell below it; None: the ceiling leaves the limit alone.
+        self._cut: int | None = None
         self._factor = DOUBLE
         self._pause = FIRST_PAUSE
         self._paused_until = 0.0
@@ -107,7 +116,7 @@ class Concurrency:
     @property
     def goodput(self) -> float:
         """Good answers per second that the limit allows."""
-        return self._goodput_of_slot * self.limit
+        return self._goodput_per_request * self.limit
 
     @property
     def ceiling(self) -> int:
@@ -117,10 +126,16 @@ class Concurrency:
     def ceiling(self, ceiling: int) -> None:
         if ceiling == self._ceiling:
             return
-        was_there = self.limit >= self._ceiling
+        follows = self.limit >= self._ceiling and self._cut is None
+        wanted = ceiling if follows else self._cut or self.limit
         self._ceiling = ceiling
-        self._base, self._probe = None, 0
-        self._move(ceiling if was_there else min(self.limit, ceiling))
+        limit = min(wanted, ceiling)
+        if limit != self.limit:
+            self._move(limit)
+        is_learned = self._base is not None or self._probe > 0
+        self._cut = wanted if wanted > ceiling and is_learned else None
+        if self._cut is None and self._base is not None and self._base[0] > limit:
+            self._base = None
 
     @property
     def _start(self) -> int:
@@ -171,6 +186,7 @@ class Concurrency:
             self._move(1)
             return
         self.limit = max(1, min(self.limit - 1, self.in_flight))
+        self._cut = None
         self._probe, self._factor = 1, DOUBLE
         if self._base is not None and self._base[0] > self.limit:
             self._base = None
@@ -205,7 +221,7 @@ class Concurrency:
             self._enough = self._good * 2
             return
         self._goodput = self._good / seconds
-        self._goodput_of_slot = self._goodput / self.limit
+        self._goodput_per_request = self._goodput / self.limit
         if was_full:
             self._judge()
         self._begin()
@@ -218,6 +234,8 @@ class Concurrency:
     def _judge(self) -> None:
         """After a full round: keep the limit or return to the base, then begin the next trial."""
         base = self._base
+        if self._cut is not None:
+            return
         if base is None or self.limit < FEW:
             self._base = self.limit, self._goodput
         elif self._is_probing:
@@ -260,7 +278,7 @@ class Concurrency:
             self._pause = min(LONGEST_PAUSE, self._pause * 2)
 
     def _move(self, limit: int) -> None:
-        self.limit = limit
+        self.limit, self._cut = limit, None
         self._moves += 1
         self._is_settling = True
         self._begin()
@@ -274,4 +292,4 @@ class Concurrency:
     def _answers_in_round(self) -> int:
         if self._probe:
             return max(PROBE_ANSWERS, self.limit)
-        return ANSWERS_PER_SLOT[self._factor] * self.limit
+        return ROUND_LENGTH[self._factor] * self.limit

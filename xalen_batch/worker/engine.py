@@ -26,7 +26,7 @@ from xalen_batch.pipeline import claim as claims
 from xalen_batch.pipeline import record
 from xalen_batch.pipeline.claim import Claim
 from xalen_batch.ratelimit.backend import Rates
-from xalen_batch.ratelimit.slots import name_of
+from xalen_batch.ratelimit.permits import name_of
 from xalen_batch.states import TaskState
 from xalen_batch.storage import marks
 from xalen_batch.worker.execute import Slot, TaskRun, heartbeat
@@ -48,6 +48,8 @@ ANSWERS_SHARE, REQUESTS_SHARE = 1 / 2, 1 / 4
 SLOT_SHARE = 3 / 4
 # Seconds until a task may be claimed again whose backend cannot be made here.
 UNUSABLE_PAUSE = 15.0
+# Seconds after which lines that wait for a limit per minute are reported.
+LIMITED_AFTER = 3.0
 
 
 class _NotInCatalog(Exception):
@@ -93,6 +95,9 @@ class Engine:
         # backend cannot be made, since when.
         self._held: tuple[workers.WorkerWaitReason, float] | None = None
         self._unusable: dict[claims.LaneKey, float] = {}
+        # The limits per minute of each lane that has some, and since when its lines wait for them.
+        self._rates: dict[claims.LaneKey, Rates] = {}
+        self._limited: dict[claims.LaneKey, float] = {}
         self._stop_at: float | None = None
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="backends", daemon=True)
@@ -173,7 +178,16 @@ class Engine:
                         livemode,
                     )
                 )
+        for (model, livemode), since in self._limits_reached(now).items():
+            reason = workers.WorkerWaitReason.RATE_LIMIT
+            found.append(workers.WorkerWait(reason, now - since, "", model, livemode))
         return found
+
+    def _limits_reached(self, now: float) -> dict[claims.LaneKey, float]:
+        """The lanes whose lines wait for a limit per minute, and since when."""
+        waiting = [key for key, rates in list(self._rates.items()) if rates.wait > 0]
+        self._limited = {key: self._limited.get(key, now) for key in waiting}
+        return {key: since for key, since in self._limited.items() if now - since > LIMITED_AFTER}
 
     def _is_held(self) -> bool:
         """Whether this process may claim nothing: a disk is short or the store unavailable."""
@@ -335,6 +349,7 @@ class Engine:
 
     def _lane(self, model: Model, is_live: bool) -> Lane:  # event loop thread
         config, rates = model.backend, None
+        self._rates.pop((model.id, is_live), None)
         # Limits per minute are those of a hosted backend; the simulation has none.
         if is_live and (config.requests_per_minute or config.tokens_per_minute):
             rates = Rates(
@@ -343,6 +358,7 @@ class Engine:
                 tokens_per_minute=config.tokens_per_minute,
                 workers=lambda: self._workers,
             )
+            self._rates[model.id, is_live] = rates
         buffer = self._buffers.add()
         lane = Lane(
             registry.backend_for(model, is_live, buffer),

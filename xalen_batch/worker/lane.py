@@ -42,7 +42,7 @@ BACKLOG = 0.5
 SURPLUS = 4
 # Refusals after which the pause before the retry doubles no further (2 s with the default
 # settings), if the request was alone in flight. Other clients may fill the backend; a longer pause
-# would miss the free slots between their requests.
+# would miss the moments between their requests.
 DOUBLING_REFUSALS = 3
 
 
@@ -137,7 +137,7 @@ class Lane:
         return self._concurrency.in_flight
 
     def share(self, workers: int, most: int | None = None) -> None:
-        """Take a share of the ceiling; `most`: the slots that live calls leave, None: all."""
+        """Take a share of the ceiling; `most`: the permits that live calls leave, None: all."""
         self.most = most
         self._concurrency.ceiling = min(share_of(self._ceiling, workers), most or self._ceiling)
         self._fill()
@@ -395,7 +395,7 @@ class Lane:
                 self._refusals += 1
                 attempt = min(attempt, self._refusals, DOUBLING_REFUSALS)
             elif is_busy:
-                # The limit has given up the slot of this request, which paces the first retry.
+                # The limit is one lower for this refusal, which paces the first retry.
                 attempt -= 1
             for each in halves(entry) if is_divided else [entry]:
                 pause = pause_before_retry(outcome, attempt)

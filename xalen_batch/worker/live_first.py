@@ -5,14 +5,14 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from xalen_batch import ids, log
-from xalen_batch.ratelimit import slots
-from xalen_batch.ratelimit.slots import UNAVAILABLE, SharedSlots
+from xalen_batch.ratelimit import permits
+from xalen_batch.ratelimit.permits import UNAVAILABLE, SharedPermits
 from xalen_batch.worker.concurrency import share_of
 from xalen_batch.worker.lane import Lane
 
 logger = log.get(__name__)
 
-# Seconds between two looks at the slots of a backend. While this process has more requests in
+# Seconds between two looks at the permits of a backend. While this process has more requests in
 # flight than it may, it looks at the end of each.
 LOOK = 0.5
 # Seconds after which a lost subscription is made again.
@@ -37,7 +37,7 @@ class LiveFirst:
         if name in self._keepers:
             self._keepers[name].cancel()
         self._nudges[name] = asyncio.Event()
-        shared = SharedSlots(self._process, name, most, reserve)
+        shared = SharedPermits(self._process, name, most, reserve)
         self._keepers[name] = asyncio.create_task(
             self._keep(lane, most, shared, self._nudges[name])
         )
@@ -45,14 +45,16 @@ class LiveFirst:
             self._listening = asyncio.create_task(self._listen())
 
     async def close(self) -> None:
-        """Give all slots back."""
+        """Give all permits back."""
         tasks = [*self._keepers.values(), *filter(None, (self._listening,))]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _keep(self, lane: Lane, most: int, shared: SharedSlots, nudge: asyncio.Event) -> None:
-        # The slots that the lane may fill without asking.
+    async def _keep(
+        self, lane: Lane, most: int, shared: SharedPermits, nudge: asyncio.Event
+    ) -> None:
+        # The permits that the lane may fill without asking.
         bound = share_of(most, self._workers())
         lane.on_ended = lambda: nudge.set() if lane.in_flight >= bound else None
         try:
@@ -62,7 +64,7 @@ class LiveFirst:
                 try:
                     share = share_of(most, self._workers())
                     found = await shared.hold_batch(used=used, share=share)
-                    bound = found.slots
+                    bound = found.permits
                     lane.share(self._workers(), bound if found.is_bounded else None)
                     if used > max(bound, lane.in_flight):
                         # The lane fills fewer from now on: give the others up.
@@ -81,9 +83,9 @@ class LiveFirst:
     async def _listen(self) -> None:
         while True:
             try:
-                async for name in slots.wanted():
+                async for name in permits.wanted():
                     if name in self._nudges:
                         self._nudges[name].set()
             except UNAVAILABLE as error:
-                logger.debug("slots.unheard", error=type(error).__name__)
+                logger.debug("permits.unheard", error=type(error).__name__)
             await asyncio.sleep(RETRY)

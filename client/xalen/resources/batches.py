@@ -2,10 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Literal, TypedDict, TypeVar, Unpack, cast, overload
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, cast, overload
 
-from openai import NotFoundError, PermissionDeniedError
+from openai import AsyncStream, NotFoundError, Omit, PermissionDeniedError, Stream, not_given, omit
+from openai.pagination import AsyncCursorPage, SyncCursorPage
 from openai.resources.batches import AsyncBatches as OpenAIAsyncBatches
 from openai.resources.batches import Batches as OpenAIBatches
 from openai.types import Batch, Completion, CreateEmbeddingResponse
@@ -13,18 +14,24 @@ from openai.types.chat import ChatCompletion
 from openai.types.responses import Response
 
 from xalen._errors import BatchFailed
-from xalen._options import path
+from xalen._options import Overrides, path, split
+from xalen._options import options as options_of
 from xalen.batch.outage import PASSING, SILENCE
 from xalen.batch.results import AsyncBatchResults, BatchResults
 from xalen.batch.source import Requests, Source
-from xalen.batch.watch import WaitOptions, Watch
+from xalen.batch.watch import NO_STREAM, STREAM_SILENCE, WaitOptions, Watch
 from xalen.resources.invoices import PATH as INVOICE
 from xalen.types.invoice import Invoice
 from xalen.types.rerank import RerankResponse
 from xalen.types.schedule import ExecutionWindow, ExpiresAfter, OnInvalid
 from xalen.types.webhook import BatchWebhook
 
+if TYPE_CHECKING:
+    # Private: `openai` exports no name for the type of its asynchronous lists.
+    from openai._base_client import AsyncPaginator
+
 Answer = TypeVar("Answer")
+EVENTS, RETRY = "/batches/{batch_id}/events", "/batches/{batch_id}/retry"
 
 
 class BatchOptions(TypedDict, total=False):
@@ -47,6 +54,29 @@ class BatchOptions(TypedDict, total=False):
 
 class RunOptions(BatchOptions, WaitOptions):
     pass
+
+
+class RetryOptions(Overrides, total=False):
+    # Only lines that failed with these codes, as the invoice names them, such as `http_503`.
+    codes: Sequence[str]
+    # As in the first batch, if left out.
+    completion_window: str
+    metadata: Mapping[str, str]
+
+
+class BatchFilters(TypedDict, total=False):
+    """The conditions of a list, all of which a batch must meet."""
+
+    status: str
+    model: str
+    endpoint: str
+    # Unix seconds or ISO 8601; the first is included, the second is not.
+    created_after: int | str
+    created_before: int | str
+    metadata: Mapping[str, str]
+    schedule_id: str
+    # `desc`, the default, begins with the newest.
+    order: Literal["asc", "desc"]
 
 
 class Batches(OpenAIBatches):
@@ -115,6 +145,64 @@ class Batches(OpenAIBatches):
         """Wait for the end of a batch, as `run` does; at once if it has ended."""
         return self._results(batch_id, options, None)
 
+    def events(self, batch_id: str, **overrides: Unpack[Overrides]) -> Stream[Batch]:
+        """The states of a batch: now, with each change, and at its end.
+
+        The stream may end before the batch, as when the server stops; then ask again. `run` and
+        `wait` do that by themselves.
+        """
+        return self._client.get(
+            path(EVENTS, batch_id=batch_id),
+            options=options_of(overrides),
+            cast_to=Batch,
+            stream=True,
+            stream_cls=Stream[Batch],
+        )
+
+    def retry(self, batch_id: str, **asked: Unpack[RetryOptions]) -> Batch:
+        """Create a batch of the lines of an ended batch that failed, expired or were cancelled.
+
+        It is billed by itself; `wait` waits for it. Each line is retried once: retry the new batch
+        for lines that fail again.
+        """
+        body, options = split(asked)
+        return self._client.post(
+            path(RETRY, batch_id=batch_id), body=body, options=options, cast_to=Batch
+        )
+
+    def _follow(self, watch: Watch) -> Batch | None:
+        """Report the events of a batch. The batch at its end; None if the stream ended first."""
+        try:
+            with self.events(watch.batch_id, timeout=STREAM_SILENCE) as events:
+                for batch in events:
+                    if watch.has_ended(batch):
+                        return batch
+        except NO_STREAM:
+            pass
+        watch.stream_is_over()
+        return None
+
+    def list(
+        self,
+        *,
+        after: str | Omit = omit,
+        limit: int | Omit = omit,
+        extra_headers: Any = None,
+        extra_query: Any = None,
+        extra_body: Any = None,
+        timeout: Any = not_given,
+        **filters: Unpack[BatchFilters],
+    ) -> SyncCursorPage[Batch]:
+        """Batches, as in `openai`, and only those that meet the filters."""
+        return super().list(
+            after=after,
+            limit=limit,
+            extra_headers=extra_headers,
+            extra_query={**filters, **(extra_query or {})},
+            extra_body=extra_body,
+            timeout=timeout,
+        )
+
     def _submitted(self, source: Source, options: BatchOptions) -> Batch:
         file = self._client.files.create(
             file=(source.name, source.file),
@@ -132,6 +220,12 @@ class Batches(OpenAIBatches):
                 batch = _persistently(lambda: self.retrieve(batch_id, timeout=SILENCE), watch)
                 if watch.has_ended(batch):
                     break
+                if watch.begins_stream():
+                    last = self._follow(watch)
+                    if last is not None:
+                        batch = last
+                        break
+                    continue
                 time.sleep(watch.pause())
         if batch.status == "failed":
             raise BatchFailed(batch)
@@ -206,11 +300,69 @@ class AsyncBatches(OpenAIAsyncBatches):
         """Wait for the end of a batch, as `run` does; at once if it has ended."""
         return await self._results(batch_id, options, None)
 
+    def list(
+        self,
+        *,
+        after: str | Omit = omit,
+        limit: int | Omit = omit,
+        extra_headers: Any = None,
+        extra_query: Any = None,
+        extra_body: Any = None,
+        timeout: Any = not_given,
+        **filters: Unpack[BatchFilters],
+    ) -> "AsyncPaginator[Batch, AsyncCursorPage[Batch]]":
+        """Batches, as in `openai`, and only those that meet the filters."""
+        return super().list(
+            after=after,
+            limit=limit,
+            extra_headers=extra_headers,
+            extra_query={**filters, **(extra_query or {})},
+            extra_body=extra_body,
+            timeout=timeout,
+        )
+
     async def _source(
         self, requests: Requests, endpoint: str | None, options: BatchOptions
     ) -> Source:
         # Writing many requests takes seconds, which the event loop has no time for.
         return await asyncio.to_thread(Source.of, requests, endpoint, options.get("model"))
+
+    async def events(self, batch_id: str, **overrides: Unpack[Overrides]) -> AsyncStream[Batch]:
+        """The states of a batch: now, with each change, and at its end.
+
+        The stream may end before the batch, as when the server stops; then ask again. `run` and
+        `wait` do that by themselves.
+        """
+        return await self._client.get(
+            path(EVENTS, batch_id=batch_id),
+            options=options_of(overrides),
+            cast_to=Batch,
+            stream=True,
+            stream_cls=AsyncStream[Batch],
+        )
+
+    async def retry(self, batch_id: str, **asked: Unpack[RetryOptions]) -> Batch:
+        """Create a batch of the lines of an ended batch that failed, expired or were cancelled.
+
+        It is billed by itself; `wait` waits for it. Each line is retried once: retry the new batch
+        for lines that fail again.
+        """
+        body, options = split(asked)
+        return await self._client.post(
+            path(RETRY, batch_id=batch_id), body=body, options=options, cast_to=Batch
+        )
+
+    async def _follow(self, watch: Watch) -> Batch | None:
+        """Report the events of a batch. The batch at its end; None if the stream ended first."""
+        try:
+            async with await self.events(watch.batch_id, timeout=STREAM_SILENCE) as events:
+                async for batch in events:
+                    if watch.has_ended(batch):
+                        return batch
+        except NO_STREAM:
+            pass
+        watch.stream_is_over()
+        return None
 
     async def _submitted(self, source: Source, options: BatchOptions) -> Batch:
         file = await self._client.files.create(
@@ -231,6 +383,12 @@ class AsyncBatches(OpenAIAsyncBatches):
                 )
                 if watch.has_ended(batch):
                     break
+                if watch.begins_stream():
+                    last = await self._follow(watch)
+                    if last is not None:
+                        batch = last
+                        break
+                    continue
                 await asyncio.sleep(watch.pause())
         if batch.status == "failed":
             raise BatchFailed(batch)

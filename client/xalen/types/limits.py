@@ -23,6 +23,7 @@ class Limits(BaseModel):
     enqueued_tokens: Standing
     files: Standing
     storage_bytes: Standing
+    pending_uploads: Standing
     schedules: Standing
     waiting_runs: Standing
     inbox_requests: Standing

@@ -311,6 +311,8 @@ def test_no_statement_changes_anything_without_an_entry(
 NOT_AUDITED = {
     "account_tallies": "sums that triggers keep",
     "audit_log": "the log itself",
+    "batch_notes": "an index of the metadata of batches, which a trigger keeps",
+    "batch_paces": "measurements of batches in progress",
     "sealed_lines": "written when a batch is sealed, from its results, which are compared",
     "consumed_objects": "written by firing: what a run took, which its own row tells",
     "idempotency_keys": "answers kept for a replay; what was made is logged",
@@ -324,6 +326,8 @@ NOT_AUDITED = {
     "store_mark": "the id of the store, which nothing changes",
     "schedule_runs": "a record of what ran and why, which nothing deletes",
     "tasks": "the progress of a batch",
+    "uploads": "a file that arrives; its own row is logged",
+    "upload_parts": "what is stored of it, for an hour at most",
     "workers": "who is alive",
 }
 

@@ -10,20 +10,23 @@ from typing import Any
 
 import pytest
 
-from tests import factories
+from tests import factories, ran
 from tests.integration import isolation
 from tests.integration.conftest import Answer, Api, multipart, new_key
 from xalen_batch import config, db, ids
-from xalen_batch.accounts.accounts import Scope, authenticate
+from xalen_batch.accounts.accounts import Owner, Scope, authenticate
 from xalen_batch.accounts.quotas import Quota
 from xalen_batch.api import app
 from xalen_batch.endpoints.names import CHAT, ENDPOINTS
+from xalen_batch.models import Batch
 from xalen_batch.ratelimit import account
 
 Configure = Callable[..., None]
 Route = tuple[str, str]
 LINES = factories.jsonl([factories.chat_line("a")])
 NO_RESPONSE = f"/v1/responses/resp_{'0' * 32}"
+NO_MESSAGE_BATCH = f"/v1/messages/batches/msgbatch_{'0' * 32}"
+NO_UPLOAD = f"/v1/uploads/upload_{'0' * 32}"
 NO_WEBHOOK = f"/v1/webhooks/whe_{'0' * 32}"
 NO_FILE = "/v1/files/file-" + "0" * 32
 DESCRIBED = app.create_app().openapi()["paths"]
@@ -73,6 +76,15 @@ def _batch(given: Given) -> dict[str, str]:
     return {"input_file_id": given.file_id, "endpoint": CHAT, "completion_window": "24h"}
 
 
+def _failed(given: Given) -> str:
+    """The path of an ended batch of the same account, of which a line failed."""
+    batch_id = ids.parse("batch", given.batch_id)
+    with db.reading() as session:
+        owner = session.get_one(Batch, batch_id)
+    ended = ran.ended({"a": ran.BUSY}, Owner(owner.account_id, owner.livemode))
+    return f"/v1/batches/{ids.render('batch', ended.id)}"
+
+
 def _call(path: str) -> dict[str, Any]:
     """The body of a live call."""
     return {"model": factories.CHAT_MODEL, **isolation.ONE_OF[f"POST {path}"]}
@@ -86,6 +98,26 @@ BOUNDS: dict[Route, Bound] = {
         ),
         {Quota.FILES: {"quota_files": 0}, Quota.STORAGE_BYTES: {"quota_storage_bytes": 1}},
     ),
+    ("POST", "/v1/uploads"): Bound(
+        lambda given: (
+            "/v1/uploads",
+            {"bytes": 5, "filename": "a", "mime_type": "txt", "purpose": "batch"},
+        ),
+        {
+            Quota.PENDING_UPLOADS: {"quota_pending_uploads": 0},
+            Quota.FILES: {"quota_files": 0},
+            Quota.STORAGE_BYTES: {"quota_storage_bytes": 1},
+        },
+    ),
+    ("POST", "/v1/uploads/{upload_id}/parts"): Bound(
+        lambda given: (f"{NO_UPLOAD}/parts", multipart(("data", "data", LINES))), CHANGES
+    ),
+    ("POST", "/v1/uploads/{upload_id}/complete"): Bound(
+        lambda given: (f"{NO_UPLOAD}/complete", {"part_ids": ["part_1"]}), CHANGES
+    ),
+    ("POST", "/v1/uploads/{upload_id}/cancel"): Bound(
+        lambda given: (f"{NO_UPLOAD}/cancel", None), CHANGES
+    ),
     ("DELETE", "/v1/files/{file_id}"): Bound(lambda given: (NO_FILE, None), CHANGES),
     ("POST", "/v1/batches"): Bound(
         lambda given: ("/v1/batches", _batch(given)),
@@ -95,8 +127,29 @@ BOUNDS: dict[Route, Bound] = {
             Quota.ENQUEUED_TOKENS: {"quota_enqueued_tokens": 0},
         },
     ),
+    ("POST", "/v1/messages/batches"): Bound(
+        lambda given: ("/v1/messages/batches", {"requests": isolation.VALUES["requests"]}),
+        {
+            Quota.OPEN_BATCHES: {"quota_open_batches": 0},
+            Quota.FILES: {"quota_files": 0},
+            Quota.STORAGE_BYTES: {"quota_storage_bytes": 1},
+        },
+    ),
+    ("POST", "/v1/messages/batches/{message_batch_id}/cancel"): Bound(
+        lambda given: (f"/v1/messages/batches/msg{given.batch_id}/cancel", None), CHANGES
+    ),
+    ("DELETE", "/v1/messages/batches/{message_batch_id}"): Bound(
+        lambda given: (NO_MESSAGE_BATCH, None), CHANGES
+    ),
     ("POST", "/v1/batches/{batch_id}/cancel"): Bound(
         lambda given: (f"/v1/batches/{given.batch_id}/cancel", None), CHANGES
+    ),
+    ("POST", "/v1/batches/{batch_id}/retry"): Bound(
+        lambda given: (f"{_failed(given)}/retry", None),
+        {
+            Quota.OPEN_BATCHES: {"quota_open_batches": 0},
+            Quota.FILES: {"quota_files": 0},
+        },
     ),
     ("POST", "/v1/batches/estimate"): Bound(
         lambda given: ("/v1/batches/estimate", _batch(given)), CHANGES, is_change=False
@@ -223,11 +276,10 @@ def ask(api: Api, route: Route, given: Given, **headers: str) -> Answer:
 
 
 def refuse(answer: Answer, quota: Quota, *, may_fit: bool = True) -> None:
-    assert (answer.status, answer.error["type"], answer.error["code"]) == (
-        429,
-        "rate_limit_error",
-        f"{quota}_limit",
-    )
+    error = answer.json["error"]
+    assert (answer.status, error["type"]) == (429, "rate_limit_error")
+    # The errors of Anthropic's API have no code.
+    assert answer.json.get("type") == "error" or error["code"] == f"{quota}_limit"
     if may_fit:
         assert int(answer.headers["retry-after"]) >= 1
     else:

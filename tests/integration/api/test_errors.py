@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import select, text
 
 from tests.integration.conftest import Api, new_key
-from xalen_batch import batches, config, db
+from xalen_batch import batch_lists, config, db
 from xalen_batch.api.http import middleware
 from xalen_batch.models import ApiKey
 from xalen_batch.pipeline import finalize
@@ -200,7 +200,10 @@ def test_fields_of_other_gateways_are_ignored_and_whole_numbers_have_any_spellin
 def test_a_missing_value_is_400_and_named(api: Api) -> None:
     answer = api.ask("POST", "/v1/batches", REQUEST)
     assert answer.error == {
-        "message": "Missing required parameter: `input_file_id`. Add it to the request.",
+        "message": (
+            "Missing required parameter: `input_file_id`. Send the id of an uploaded file, or the"
+            " requests themselves as `requests`."
+        ),
         "type": "invalid_request_error",
         "param": "input_file_id",
         "code": "missing_required_parameter",
@@ -298,7 +301,7 @@ def test_a_bug_is_a_500_without_its_trace(api: Api, monkeypatch: pytest.MonkeyPa
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("secret detail")
 
-    monkeypatch.setattr(batches, "page", fail)
+    monkeypatch.setattr(batch_lists, "page", fail)
     answer = api.ask("GET", "/v1/batches")
     assert (answer.status, answer.error["type"]) == (500, "server_error")
     assert b"secret" not in answer.body

@@ -267,7 +267,9 @@ def test_the_output_of_an_ended_batch_is_read_in_parts_once_it_is_stored(
     api: Api, batch_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     end(batch_id)
-    stored = Stored(lambda start, end: iter([b"0123456789"[start:end]]), 10, b"\1" * 32)
+    stored = Stored(
+        lambda start, end: iter([b"0123456789"[start:end]]), lambda: None, 10, b"\1" * 32
+    )
     monkeypatch.setattr(content, "of", lambda file: stored)
     path = f"/v1/batches/{batch_id}/output"
     part = api.ask("GET", path, headers={"range": "bytes=2-4"})

@@ -14,7 +14,16 @@ from tests.integration.conftest import Api, new_key
 
 LINES = factories.jsonl([factories.chat_line("a"), factories.chat_line("b")])
 EXTENSIONS: dict[type[BaseModel], set[str]] = {
-    Batch: {"schedule_id", "run_id", "execution_window", "on_invalid", "waiting"}
+    Batch: {
+        "schedule_id",
+        "run_id",
+        "execution_window",
+        "on_invalid",
+        "retry_of",
+        "retry_codes",
+        "waiting",
+        "outlook",
+    }
 }
 
 

@@ -77,6 +77,7 @@ class TestWhatIsTold:
             "enqueued_tokens": {"used": 0, "limit": None, "free": None},
             "files": {"used": 1, "limit": 100_000, "free": 99_999},
             "storage_bytes": {"used": len(LINES), "limit": 1_000, "free": 1_000 - len(LINES)},
+            "pending_uploads": {"used": 0, "limit": 100, "free": 100},
             "schedules": {"used": 0, "limit": 1_000, "free": 1_000},
             "waiting_runs": {"used": 0, "limit": 1_000, "free": 1_000},
             "inbox_requests": {"used": 0, "limit": 1_000_000, "free": 1_000_000},

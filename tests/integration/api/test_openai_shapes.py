@@ -15,7 +15,16 @@ from xalen_batch.models import Batch as BatchRow
 from xalen_batch.pipeline import validate
 
 # Our extensions, which the client does not know.
-EXTENSIONS = {"schedule_id", "run_id", "execution_window", "on_invalid", "waiting"}
+EXTENSIONS = {
+    "schedule_id",
+    "run_id",
+    "execution_window",
+    "on_invalid",
+    "retry_of",
+    "retry_codes",
+    "waiting",
+    "outlook",
+}
 # Fields that the client has, but OpenAI's own description of the answers lacks.
 UNDESCRIBED = {"shutdown_date"}
 LIST = {"object", "data", "first_id", "last_id", "has_more"}

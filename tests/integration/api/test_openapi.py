@@ -40,9 +40,13 @@ def test_every_answer_is_one_that_is_described(operation: Any, api: Api) -> None
         "/v1/batches",
         {"input_file_id": file, "endpoint": "/v1/chat/completions", "completion_window": "24h"},
     ).json["id"]
+    # The events of a stream are no JSON.
+    is_stream = operation.label.endswith("/events")
+    checks = [check for check in CHECKS if not (is_stream and check is response_schema_conformance)]
     known = {
         "file_id": file,
         "batch_id": batch,
+        "message_batch_id": f"msg{batch}",
         "model_id": "mistral-small-3-1",
         "month": "2026-11",
         "schedule_id": ids.render("sched", ids.new()),
@@ -69,8 +73,10 @@ def test_every_answer_is_one_that_is_described(operation: Any, api: Api) -> None
         answer = case.call(
             base_url=f"http://127.0.0.1:{api.port}", headers={"authorization": f"Bearer {api.key}"}
         )
-        case.validate_response(answer, checks=CHECKS)
+        case.validate_response(answer, checks=checks)
         if answer.status_code >= 400:
-            assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+            is_anthropics = operation.path.startswith("/v1/messages")
+            fields = {"message", "type"} if is_anthropics else {"message", "type", "param", "code"}
+            assert set(answer.json()["error"]) == fields
 
     ask()

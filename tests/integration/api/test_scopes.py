@@ -40,7 +40,13 @@ COMBINATIONS = list(
     chain.from_iterable(combinations(Scope, size) for size in range(1, len(Scope) + 1))
 )
 # Their answers have the values of the request, ids, and the initial state.
-CREATIONS = {"POST /v1/files", "POST /v1/batches", "POST /v1/schedules"}
+CREATIONS = {
+    "POST /v1/uploads",
+    "POST /v1/files",
+    "POST /v1/batches",
+    "POST /v1/schedules",
+    "POST /v1/messages/batches",
+}
 # The fields that a key with only the scope `submit` sees in the answers to other requests.
 ALWAYS = {
     "BatchObject": {
@@ -52,9 +58,22 @@ ALWAYS = {
         "status",
         "created_at",
     },
+    "MessageBatch": {"id", "type", "processing_status", "created_at", "expires_at"},
+    "DeletedMessageBatch": {"id", "type"},
     "ScheduleObject": {"id", "object", "status"},
     "RunObject": {"id", "object", "schedule_id", "state", "batch_id"},
     "RequestsObject": {"object", "schedule_id", "accepted", "known"},
+    "UploadObject": {
+        "id",
+        "object",
+        "bytes",
+        "created_at",
+        "expires_at",
+        "purpose",
+        "status",
+        "file",
+    },
+    "PartObject": {"id", "object", "created_at", "upload_id", "bytes", "sha256"},
     "DeletedFile": {"id", "object", "deleted"},
     "WebhookObject": {"id", "object", "status"},
     "NewWebhookObject": {"id", "object", "status", "secret"},
@@ -89,13 +108,19 @@ class World:
         schedule = {"requests": found[Kind.INBOX], "run": found[Kind.SCHEDULE]}.get(
             path.rpartition("/")[2], self.priced
         )
-        batch = Kind.RUNNING if path.endswith("/cancel") else Kind.BATCH
+        upload = Kind.UPLOAD if path.endswith("/complete") else Kind.OTHER_UPLOAD
+        # Only the input of the running batch is in storage.
+        batch = Kind.RUNNING if path.endswith(("/cancel", "/{custom_id}")) else Kind.BATCH
         return {
             "file_id": found[file],
             "batch_id": found[batch],
             "schedule_id": schedule,
             "key_id": found[Kind.KEY],
             "response_id": found[Kind.RESPONSE],
+            "message_batch_id": found[
+                Kind.RUNNING_MESSAGE_BATCH if path.endswith("/cancel") else Kind.MESSAGE_BATCH
+            ],
+            "upload_id": found[upload],
             "webhook_id": found[Kind.WEBHOOK],
             "event_id": found[Kind.EVENT],
             **OTHER_PARAMETERS,
@@ -185,7 +210,8 @@ def _problems(
         yield "a cost without the scope billing"
     asked = json.dumps([request.parameters, str(request.body)])
     if needed is Scope.SUBMIT and Scope.READ not in scopes:
-        theirs = {CANARY, *world.neighbour.ids.values()} - set(re.findall(r"[\w-]+", asked))
+        # The id of a message batch has that of its batch in it.
+        theirs = {id for id in (CANARY, *world.neighbour.ids.values()) if id not in asked}
         yield from (
             f"{found} without the scope read" for found in _leaked(world, request, answer, theirs)
         )

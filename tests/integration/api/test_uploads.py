@@ -1,256 +1,286 @@
-"""Uploads in all forms that clients send; a failed one leaves nothing behind."""
+"""Uploads in parts over the wire: their answers, their errors, and nothing left behind."""
 
 import hashlib
 import io
-import socket
-from pathlib import Path
-from urllib.parse import urlparse
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
+from sqlalchemy import text
 
-from tests.integration.conftest import Api, multipart
-from xalen_batch.config import settings
+from tests.integration.conftest import Answer, Api, multipart
+from xalen_batch import db, ids, storage, uploads
 
+CONTENT = b"".join(b'{"n": %d}\n' % number for number in range(20_000))
 MiB = 1024 * 1024
-EDGE = {"content-type": "multipart/form-data; boundary=edge"}
 
 
-@pytest.fixture(autouse=True)
-def _empty_storage(api: Api) -> None:
-    for path in uploads():
-        path.unlink()
+def begin(api: Api, size: int = len(CONTENT), **fields: object) -> str:
+    body = {"bytes": size, "filename": "a.jsonl", "mime_type": "txt", "purpose": "batch", **fields}
+    answer = api.ask("POST", "/v1/uploads", body)
+    assert answer.status == 200, answer.body
+    id: str = answer.json["id"]
+    return id
 
 
-def uploads() -> list[Path]:
-    """The objects on the disk, unfinished ones included."""
-    return [
-        path
-        for path in Path(urlparse(settings().storage).path, "input").glob("**/*")
-        if path.is_file()
-    ]
+def add(api: Api, upload: str, content: bytes) -> Answer:
+    kind, body = multipart(("data", "upload", content))
+    return api.ask("POST", f"/v1/uploads/{upload}/parts", body, headers={"content-type": kind})
 
 
-def stored() -> int:
-    return len(uploads())
+def added(api: Api, upload: str, content: bytes) -> str:
+    answer = add(api, upload, content)
+    assert answer.status == 200, answer.body
+    id: str = answer.json["id"]
+    return id
 
 
-@pytest.mark.parametrize("order", [("purpose", "file"), ("file", "purpose")])
-def test_fields_come_in_any_order(api: Api, order: tuple[str, str]) -> None:
-    parts = {"purpose": ("purpose", None, b"batch"), "file": ("file", "a.jsonl", b"{}\n" * 50_000)}
-    kind, body = multipart(*(parts[name] for name in order))
-    answer = api.ask("POST", "/v1/files", body, headers={"content-type": kind})
-    assert (answer.status, answer.json["bytes"], answer.json["filename"]) == (
-        200,
-        150_000,
+def complete(api: Api, upload: str, part_ids: list[str], **more: str) -> Answer:
+    return api.ask("POST", f"/v1/uploads/{upload}/complete", {"part_ids": part_ids, **more})
+
+
+def stored() -> set[str]:
+    """The names of all stored parts, unfinished ones included."""
+    return {path.name for path in (storage.folder() / "parts").glob("*")}
+
+
+def name_of(part_id: str) -> str:
+    return part_id.removeprefix("part_")
+
+
+def test_the_sdk_uploads_a_file_in_parts(api: Api) -> None:
+    upload = api.client.uploads.upload_file_chunked(
+        file=CONTENT,
+        filename="a.jsonl",
+        bytes=len(CONTENT),
+        mime_type="text/jsonl",
+        purpose="batch",
+        part_size=50_000,
+    )
+    assert (upload.status, upload.bytes, upload.object) == ("completed", len(CONTENT), "upload")
+    assert upload.file is not None
+    assert (upload.file.filename, upload.file.purpose, upload.file.bytes) == (
         "a.jsonl",
+        "batch",
+        len(CONTENT),
     )
-    assert api.ask("GET", f"/v1/files/{answer.json['id']}/content").body == b"{}\n" * 50_000
+    assert api.client.files.content(upload.file.id).content == CONTENT
+    assert upload.expires_at == upload.created_at + 3600
 
 
-def test_bytes_come_back_as_they_were(api: Api) -> None:
-    content = b"--edge \r\n--edge-\r\n\r\n" + bytes(range(256)) * 5_000 + b"\r\n--edg"
-    file = api.upload(content)
-    answer = api.ask(
-        "GET", f"/v1/files/{file['id']}/content", headers={"accept": "application/binary"}
-    )
-    assert hashlib.sha256(answer.body).digest() == hashlib.sha256(content).digest()
-    assert answer.headers["content-length"] == str(len(content))
-    assert answer.headers["content-type"] == "application/octet-stream"
+def test_parts_may_come_in_any_order_and_at_the_same_time(api: Api) -> None:
+    upload = begin(api)
+    pieces = [CONTENT[start : start + 10_000] for start in range(0, len(CONTENT), 10_000)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda piece: added(api, upload, piece), reversed(pieces)))
+    answer = complete(api, upload, found[::-1], md5=hashlib.md5(CONTENT).hexdigest().upper())
+    assert answer.status == 200, answer.body
+    file = answer.json["file"]
+    assert api.ask("GET", f"/v1/files/{file['id']}/content").body == CONTENT
+    assert not stored() & {name_of(id) for id in found}
 
 
-def test_an_empty_file_is_refused_and_leaves_nothing_behind(api: Api) -> None:
-    kind, body = multipart(("purpose", None, b"batch"), ("file", "a.jsonl", b""))
-    answer = api.ask("POST", "/v1/files", body, headers={"content-type": kind})
-    assert (answer.status, answer.error["param"], answer.error["code"]) == (
-        400,
-        "file",
-        "empty_file",
-    )
-    assert stored() == 0
+def test_a_repeated_completion_has_the_same_answer(api: Api) -> None:
+    upload = begin(api)
+    part = added(api, upload, CONTENT)
+    first, again = (complete(api, upload, [part]) for _ in range(2))
+    assert first.status == 200
+    assert again.json == first.json
+    assert [file["id"] for file in api.ask("GET", "/v1/files").json["data"]] == [
+        first.json["file"]["id"]
+    ]
+    other = complete(api, upload, [part, part])
+    assert (other.status, other.error["code"]) == (400, "upload_not_pending")
+    late = add(api, upload, b"x")
+    assert (late.status, late.error["code"]) == (400, "upload_not_pending")
+    assert api.ask("POST", f"/v1/uploads/{upload}/cancel").status == 400
 
 
-def test_too_many_form_fields_are_not_called_a_large_file(api: Api) -> None:
-    fields = [(f"field{number}", None, b"x") for number in range(20_000)]
-    kind, body = multipart(*fields, ("purpose", None, b"batch"), ("file", "a.jsonl", b"{}\n"))
-    answer = api.ask("POST", "/v1/files", body, headers={"content-type": kind})
-    assert (answer.status, answer.error["code"]) == (413, "request_too_large")
-    assert answer.error["message"].startswith("The form has more than 100 fields.")
-    assert stored() == 0
+def test_a_wrong_completion_is_refused_and_can_be_put_right(api: Api) -> None:
+    upload = begin(api, 6)
+    one, two = added(api, upload, b"one"), added(api, upload, b"two")
+    for part_ids, param in (
+        ([one, "part_1"], "part_ids[1]"),
+        ([one, one], "part_ids[1]"),
+        ([one], "part_ids"),
+        ([], "part_ids"),
+        ([f"part_{ids.new().hex}"], "part_ids[0]"),
+    ):
+        answer = complete(api, upload, part_ids)
+        assert (answer.status, answer.error["param"]) == (400, param)
+    swapped = complete(api, upload, [two, one], md5=hashlib.md5(b"onetwo").hexdigest())
+    assert (swapped.status, swapped.error["code"]) == (400, "md5_mismatch")
+    assert complete(api, upload, [one, two], md5=hashlib.md5(b"onetwo").hexdigest()).status == 200
+
+
+def test_a_cancelled_upload_leaves_nothing_behind(api: Api) -> None:
+    upload = begin(api)
+    part = added(api, upload, CONTENT[:100])
+    assert name_of(part) in stored()
+    first, again = (api.ask("POST", f"/v1/uploads/{upload}/cancel") for _ in range(2))
+    assert (first.status, first.json["status"], first.json["file"]) == (200, "cancelled", None)
+    assert again.json == first.json
+    assert name_of(part) not in stored()
+    assert complete(api, upload, [part]).error["code"] == "upload_not_pending"
+
+
+def test_an_upload_shows_its_parts_to_resume_by(api: Api) -> None:
+    upload = begin(api)
+    part = added(api, upload, CONTENT[:100])
+    shown = api.ask("GET", f"/v1/uploads/{upload}").json
+    assert shown["status"] == "pending"
+    assert [(one["id"], one["bytes"], one["sha256"]) for one in shown["parts"]] == [
+        (part, 100, hashlib.sha256(CONTENT[:100]).hexdigest())
+    ]
+    missing = api.ask("GET", f"/v1/uploads/upload_{'0' * 32}")
+    assert (missing.status, missing.error["param"]) == (404, "upload_id")
 
 
 @pytest.mark.parametrize(
-    ("sent", "shown"),
+    ("fields", "param"),
     [
-        ("upload", "upload"),
-        ("Überstunden ☕.jsonl", "Überstunden ☕.jsonl"),
-        ("../../etc/passwd", "../../etc/passwd"),
-        ("a\0b\tc.jsonl", "abc.jsonl"),
-        ("x" * 400, "x" * 255),
-        ("", "upload"),
+        ({"bytes": 0}, "bytes"),
+        ({"bytes": -5}, "bytes"),
+        ({"bytes": 2**40}, "bytes"),
+        ({"bytes": "many"}, "bytes"),
+        ({"purpose": "batch_output"}, "purpose"),
+        ({"purpose": ""}, "purpose"),
+        ({"filename": None}, "filename"),
+        ({"expires_after": {"anchor": "created_at", "seconds": 5}}, "expires_after.seconds"),
     ],
 )
-def test_a_filename_is_kept_and_safe_in_the_header(api: Api, sent: str, shown: str) -> None:
-    kind, body = multipart(("file", sent, b"{}"), ("purpose", None, b"batch"))
-    file = api.ask("POST", "/v1/files", body, headers={"content-type": kind}).json
-    assert file["filename"] == shown
-    header = api.ask("GET", f"/v1/files/{file['id']}/content").headers["content-disposition"]
-    plain = header.split('"')[1]
-    assert plain.isascii()
-    assert "/" not in plain
-
-
-def test_expiry_is_taken_from_the_form(api: Api) -> None:
-    file = api.client.files.create(
-        file=b"{}", purpose="batch", expires_after={"anchor": "created_at", "seconds": 3600}
-    )
-    assert file.expires_at == file.created_at + 3600
-
-
-def test_expiry_may_be_one_field_in_json(api: Api) -> None:
-    kind, body = multipart(
-        ("file", "a", b"{}"),
-        ("purpose", None, b"batch"),
-        ("expires_after", None, b'{"anchor": "created_at", "seconds": 3600.0}'),
-    )
-    file = api.ask("POST", "/v1/files", body, headers={"content-type": kind}).json
-    assert file["expires_at"] == file["created_at"] + 3600
-
-
-@pytest.mark.parametrize(
-    ("parts", "param"),
-    [
-        *(
-            ([("file", "a", b"{}"), ("purpose", None, b"batch"), (name, None, value)], name)
-            for name, value in (
-                ("expires_after", b"3600"),
-                ("expires_after", b'{"anchor": "created_at"}'),
-                ("expires_after", b'{"anchor": "created_at", "seconds": 3600, "second": 1}'),
-                ("expires_after.seconds", b"3600"),
-                ("expires_after_seconds", b"3600"),
-                ("expiresAfter[seconds]", b"3600"),
-                ("Purpose", b"batch"),
-            )
-        ),
-        (
-            [
-                ("file", "a", b"{}"),
-                ("purpose", None, b"batch"),
-                ("expires_after", None, b'{"anchor": "created_at", "seconds": 3600}'),
-                ("expires_after[seconds]", None, b"7200"),
-            ],
-            "expires_after",
-        ),
-        ([("purpose", None, b"batch")], "file"),
-        ([("file", "a", b"{}")], "purpose"),
-        ([("file", "a", b"{}"), ("purpose", None, b"batch_output")], "purpose"),
-        ([("file", "a", b"{}"), ("purpose", None, b"\xff\0")], "purpose"),
-        ([("file", "a", b"{}"), ("file", "b", b"{}"), ("purpose", None, b"batch")], "file"),
-        (
-            [
-                ("file", "a", b"{}"),
-                ("purpose", None, b"batch"),
-                ("expires_after[seconds]", None, b"3600"),
-            ],
-            "expires_after[anchor]",
-        ),
-        (
-            [
-                ("file", "a", b"{}"),
-                ("purpose", None, b"batch"),
-                ("expires_after[anchor]", None, b"created_at"),
-                ("expires_after[seconds]", None, b"00036000000"),
-            ],
-            "expires_after[seconds]",
-        ),
-    ],
-)
-def test_a_form_that_is_wrong_leaves_nothing_behind(
-    api: Api, parts: list[tuple[str, str | None, bytes]], param: str
-) -> None:
-    kind, body = multipart(*parts)
-    answer = api.ask("POST", "/v1/files", body, headers={"content-type": kind})
+def test_a_wrong_creation_names_its_field(api: Api, fields: dict[str, object], param: str) -> None:
+    body = {"bytes": 5, "filename": "a", "mime_type": "txt", "purpose": "batch", **fields}
+    answer = api.ask("POST", "/v1/uploads", body)
     assert (answer.status, answer.error["param"]) == (400, param)
-    assert stored() == 0
+
+
+def test_the_file_lives_as_long_as_was_asked_for(api: Api) -> None:
+    upload = begin(api, 2, expires_after={"anchor": "created_at", "seconds": 7200})
+    file = complete(api, upload, [added(api, upload, b"{}")]).json["file"]
+    assert file["expires_at"] == file["created_at"] + 7200
+
+
+def test_a_creation_that_is_sent_twice_makes_one_upload(api: Api) -> None:
+    body = {"bytes": 5, "filename": "a", "mime_type": "txt", "purpose": "batch"}
+    first, again = (
+        api.ask("POST", "/v1/uploads", body, headers={"idempotency-key": "k"}) for _ in range(2)
+    )
+    assert first.json == again.json
+
+
+def test_more_bytes_than_declared_are_refused_and_removed(api: Api) -> None:
+    upload = begin(api, 10)
+    too_much = add(api, upload, bytes(11))
+    assert (too_much.status, too_much.error["code"]) == (400, "upload_too_large")
+    added(api, upload, b"123456")
+    before = stored()
+    too_much = add(api, upload, b"12345")
+    assert (too_much.status, too_much.error["code"]) == (400, "upload_too_large")
+    assert stored() == before
+    added(api, upload, b"1234")
+
+
+def test_a_part_whose_answer_was_lost_can_be_sent_again(api: Api) -> None:
+    upload = begin(api, 10)
+    first = added(api, upload, b"12345")
+    again = [added(api, upload, b"12345") for _ in range(uploads.MOST_REPEATS)]
+    last = added(api, upload, b"54321")
+    refused = add(api, upload, b"12345")
+    assert (refused.status, refused.error["code"]) == (400, "upload_too_large")
+    assert complete(api, upload, [again[-1], last]).status == 200
+    assert not stored() & {name_of(id) for id in (first, *again, last)}
+
+
+def test_a_part_over_the_limit_is_refused(api: Api) -> None:
+    upload = begin(api, 80 * MiB)
+    with pytest.raises(openai.BadRequestError) as caught:
+        api.client.uploads.parts.create(upload, data=io.BytesIO(bytes(64 * MiB + 1)))
+    assert caught.value.code == "part_too_large"
+    assert api.client.uploads.parts.create(upload, data=bytes(64 * MiB)).upload_id == upload
 
 
 @pytest.mark.parametrize(
-    ("headers", "body"),
-    [
-        (EDGE, multipart(("purpose", None, b"batch"), ("file", "a", b"{}"))[1][:-6]),
-        (EDGE, b"nothing of the kind"),
-        (EDGE, b""),
-        ({"content-type": "multipart/form-data"}, b"--x"),
-        ({"content-type": "multipart/form-data; boundary=" + "b" * 5000}, b"--x"),
-        ({"content-type": "application/json"}, b"{}"),
-        (EDGE, b"--edge\r\nContent-Disposition: form-data; name=" + b"x" * 100_000 + b"\r\n\r\n"),
-    ],
-    ids=["cut", "no form", "empty", "no boundary", "long boundary", "json", "long header"],
+    ("part", "param"), [(("file", "a", b"x"), "data"), (("data", "a", b""), "data")]
 )
-def test_a_body_that_is_no_form_is_400_and_leaves_nothing_behind(
-    api: Api, headers: dict[str, str], body: bytes
+def test_a_form_without_data_is_refused(
+    api: Api, part: tuple[str, str | None, bytes], param: str
 ) -> None:
-    answer = api.ask("POST", "/v1/files", body, headers=headers)
-    assert (answer.status, answer.error["type"]) == (400, "invalid_request_error")
-    assert stored() == 0
+    upload = begin(api)
+    kind, body = multipart(part)
+    answer = api.ask("POST", f"/v1/uploads/{upload}/parts", body, headers={"content-type": kind})
+    assert (answer.status, answer.error["param"]) == (400, param)
 
 
-def test_other_fields_are_bounded(api: Api) -> None:
-    kind, body = multipart(
-        ("note", None, b"x" * 65_537), ("file", "a", b"{}"), ("purpose", None, b"batch")
-    )
-    assert api.ask("POST", "/v1/files", body, headers={"content-type": kind}).status == 413
-    assert stored() == 0
+def test_an_upload_has_a_bounded_number_of_parts(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "MOST_PARTS", 2)
+    upload = begin(api, 10)
+    added(api, upload, b"1")
+    added(api, upload, b"2")
+    answer = add(api, upload, b"3")
+    assert answer.status == 400
+    assert "2 parts" in answer.error["message"]
 
 
-def test_a_file_over_the_limit_is_413_for_a_real_client(api: Api) -> None:
-    with pytest.raises(openai.APIStatusError) as caught:
-        api.client.files.create(file=io.BytesIO(bytes(201 * MiB)), purpose="batch")
-    assert (caught.value.status_code, caught.value.code) == (413, "file_too_large")
-    assert stored() == 0
-
-
-def test_the_limit_itself_passes_and_one_byte_more_does_not(api: Api, configure: object) -> None:
-    configure(max_file_bytes=5 * MiB)  # type: ignore[operator]
-    assert api.upload(bytes(5 * MiB))["bytes"] == 5 * MiB
-    kind, body = multipart(("purpose", None, b"batch"), ("file", "a", bytes(5 * MiB + 1)))
-    answer = api.ask("POST", "/v1/files", body, headers={"content-type": kind})
-    assert (answer.status, answer.error["code"]) == (413, "file_too_large")
-    assert stored() == 1
-
-
-def test_a_chunked_body_over_the_limit_is_413(api: Api, configure: object) -> None:
-    configure(max_file_bytes=MiB)  # type: ignore[operator]
-    _, body = multipart(("purpose", None, b"batch"), ("file", "a", bytes(8 * MiB)))
-    pieces = iter([body[start : start + 65_536] for start in range(0, len(body), 65_536)])
-    answer = api.client._client.post(
-        f"http://127.0.0.1:{api.port}/v1/files",
-        content=pieces,
-        headers={**EDGE, "authorization": f"Bearer {api.key}"},
-    )
-    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "file_too_large")
-    assert stored() == 0
-
-
-def test_an_upload_without_a_key_is_401_before_its_body_is_stored(api: Api) -> None:
-    kind, body = multipart(("purpose", None, b"batch"), ("file", "a", bytes(3 * MiB)))
-    assert (
-        api.ask("POST", "/v1/files", body, headers={"content-type": kind}, key=None).status == 401
-    )
-    assert stored() == 0
-
-
-def test_an_upload_that_breaks_off_leaves_nothing_behind(api: Api) -> None:
-    head = f"POST /v1/files HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {api.key}\r\n"
-    _, body = multipart(("purpose", None, b"batch"), ("file", "a", bytes(9 * MiB)))
-    with socket.create_connection(("127.0.0.1", api.port)) as connection:
-        connection.sendall(
-            f"{head}content-type: {EDGE['content-type']}\r\ncontent-length: {len(body)}\r\n\r\n".encode()
-            + body[: 8 * MiB]
+def test_an_upload_that_is_over_is_expired_before_the_sweep(api: Api) -> None:
+    upload = begin(api)
+    part = added(api, upload, CONTENT)
+    with db.transaction() as session:
+        session.execute(
+            text("UPDATE uploads SET expires_at = now() WHERE id = :id"),
+            {"id": ids.parse("upload", upload)},
         )
-        connection.shutdown(socket.SHUT_WR)
-        while connection.recv(65_536):
-            pass
-    # The connection closes before the server has cleaned up; each request lets it go on.
-    assert any(stored() == 0 for _ in range(200) if api.ask("GET", "/livez").status == 200)
-    assert api.ask("GET", "/v1/files").json["data"] == []
+    assert api.ask("GET", f"/v1/uploads/{upload}").json["status"] == "expired"
+    for refused in (add(api, upload, b"x"), complete(api, upload, [part])):
+        assert (refused.status, refused.error["code"]) == (400, "upload_not_pending")
+
+
+def test_declared_bytes_count_until_the_upload_ends(
+    api: Api, configure: Callable[..., None]
+) -> None:
+    configure(quota_storage_bytes=len(CONTENT), quota_files=1, quota_pending_uploads=1)
+    upload = begin(api)
+    limits = api.ask("GET", "/v1/limits").json
+    assert (limits["storage_bytes"]["used"], limits["files"]["used"]) == (len(CONTENT), 1)
+    assert limits["pending_uploads"] == {"used": 1, "limit": 1, "free": 0}
+    body = {"bytes": 1, "filename": "a", "mime_type": "txt", "purpose": "batch"}
+    refused = api.ask("POST", "/v1/uploads", body)
+    assert (refused.status, refused.error["code"]) == (429, "pending_uploads_limit")
+    # The file takes the place of its upload.
+    assert complete(api, upload, [added(api, upload, CONTENT)]).status == 200
+    limits = api.ask("GET", "/v1/limits").json
+    assert (limits["storage_bytes"]["used"], limits["files"]["used"]) == (len(CONTENT), 1)
+    assert limits["pending_uploads"]["used"] == 0
+
+
+def test_while_an_upload_is_joined_other_changes_are_told_to_wait(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = begin(api, 6)
+    parts = [added(api, upload, piece) for piece in (b"one", b"two")]
+    answers: list[Answer] = []
+    chunks = storage.chunks
+
+    def busy(key: str, *bounds: int) -> object:
+        if not answers:
+            answers.append(complete(api, upload, parts))
+            answers.append(api.ask("POST", f"/v1/uploads/{upload}/cancel"))
+            answers.append(add(api, upload, b"one"))
+        return chunks(key, *bounds)
+
+    monkeypatch.setattr(storage, "chunks", busy)
+    assert complete(api, upload, parts).status == 200
+    assert [(answer.status, answer.error["code"]) for answer in answers] == [
+        (409, "upload_busy")
+    ] * 3
+    assert all(answer.headers["x-should-retry"] == "true" for answer in answers)
+
+
+def test_a_lost_part_is_an_error_of_the_storage(api: Api) -> None:
+    upload = begin(api, 3)
+    part = added(api, upload, b"one")
+    os.unlink(storage.folder() / "parts" / name_of(part))
+    assert complete(api, upload, [part]).status == 503
+    assert api.ask("GET", f"/v1/uploads/{upload}").json["status"] == "pending"

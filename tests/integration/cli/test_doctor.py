@@ -1,11 +1,13 @@
 """`doctor` on real stores names each error with its remedy."""
 
 import json
+import re
 import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -13,15 +15,19 @@ from typing import Any
 import psycopg
 import pytest
 import redis
+from sqlalchemy import text, update
 from typer.testing import CliRunner
 
-from tests.conftest import Stores, forget
+from tests.billing import Ran, ended
+from tests.conftest import Stores, as_owner, forget
 from tests.integration.conftest import Doctor
 from tests.model_servers import imitate, listing
 from tests.waiting import wait_until
-from xalen_batch import storage
+from xalen_batch import db, ids, storage
 from xalen_batch.cli.doctor import passwords
 from xalen_batch.cli.main import app
+from xalen_batch.endpoints.usage import Usage
+from xalen_batch.models import Batch
 from xalen_batch.standalone import stores
 from xalen_batch.storage import marks
 
@@ -51,6 +57,8 @@ def test_a_sound_installation_passes(
         "storage",
         "store mark",
         "workers",
+        "sealing",
+        "kept",
     )
     sound += ("disk space", "catalog")
     assert [checks[name] for name in sound if checks[name]["status"] != "ok"] == []
@@ -101,6 +109,33 @@ def test_a_redis_that_forgets_is_a_warning(doctor: Doctor, valkey: redis.Redis) 
     finally:
         valkey.config_set("appendonly", "yes")
     assert (code, checks["redis"]["status"]) == (0, "warning")
+
+
+def test_a_batch_that_is_not_sealed_for_long_is_named(doctor: Doctor, database: str) -> None:
+    batch = ended([Ran(Usage(7, 9))])
+    _, checks = doctor()
+    assert checks["sealing"]["status"] == "ok"
+    with db.transaction() as session:
+        session.execute(
+            update(Batch)
+            .where(Batch.id == batch.id)
+            .values(completed_at=datetime.now(UTC) - timedelta(hours=2))
+        )
+    _, checks = doctor()
+    assert checks["sealing"]["status"] == "warning"
+    assert ids.render("batch", batch.id) in checks["sealing"]["detail"]
+
+
+def test_what_the_database_keeps_is_shown_by_table_and_partitions_as_one(
+    doctor: Doctor, database: str
+) -> None:
+    with as_owner() as session:
+        session.execute(text("ANALYZE results"))
+    _, checks = doctor()
+    kept = checks["kept"]
+    assert kept["status"] == "ok"
+    assert re.search(r"results [\d.,]+ MiB, about [\d,]+ rows", kept["detail"])
+    assert "results_" not in kept["detail"]
 
 
 def test_a_data_folder_that_others_can_read_is_named(doctor: Doctor, tmp_path: Path) -> None:

@@ -74,6 +74,9 @@ CALLS: dict[str, tuple[list[str], list[Any]]] = {
     "show": (["batch_1"], [ok(BATCH)]),
     "results": (["batch_1"], [ok(BATCH), (200, {}, LINES)]),
     "cancel": (["batch_1"], [ok(BATCH)]),
+    "retry": (["batch_1"], [ok(BATCH | {"retry_codes": ["http_503"]})]),
+    "retries": (["batch_1"], [page(BATCH)]),
+    "explain": (["batch_1", "a"], [ok({"object": "batch.line", "custom_id": "a"})]),
     "validate": (["FILE"], []),
     "invoice": (["batch_1"], [ok(INVOICE)]),
     "statement": (["2026-11"], [ok({"object": "statement", "month": "2026-11", "lines": []})]),
@@ -146,6 +149,7 @@ LISTS = {
     *(
         "list",
         "results",
+        "retries",
         "models",
         "backends test",
         "backends scan",
@@ -247,7 +251,8 @@ def test_json_is_an_object_or_a_list_object(path: str, api: Api, words: dict[str
 
 def test_a_list_says_whether_there_is_more(api: Api) -> None:
     for has_more in (True, False):
-        api.answers = [page(BATCH, BATCH | {"status": "failed"}, has_more=has_more)]
+        # The server filters.
+        api.answers = [page(BATCH | {"status": "failed"}, has_more=has_more)]
         found = json.loads(
             CliRunner().invoke(app, ["list", "--status", "failed", "--limit", "1", "--json"]).stdout
         )

@@ -13,7 +13,7 @@ from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
 from tests import factories
-from tests.factories import CHAT_MODEL, RERANK_MODEL, chat_line
+from tests.factories import CHAT_MODEL, EMBEDDING_MODEL, RERANK_MODEL, chat_line
 from xalen_batch import db, ids
 from xalen_batch.accounts.accounts import Owner
 from xalen_batch.billing.terms import Terms
@@ -145,6 +145,32 @@ class TestSealing:
         assert assign(schedule, 27)[1] == 1
         assert len(content(second)) == 18
         assert waiting(schedule) == ["8", "9"]
+
+    def test_inputs_of_embeddings_beyond_one_batch_wait_for_the_next(
+        self, owner: Owner, configure: Callable[..., None]
+    ) -> None:
+        with db.transaction() as session:
+            schedule = factories.schedule(session, owner, endpoint="/v1/embeddings")
+        for number, texts in enumerate((["a", "b"], "c", ["d", "e"], ["f", "g", "h"], "i")):
+            body = {"model": EMBEDDING_MODEL, "input": texts}
+            line = {"custom_id": f"{number}", "method": "POST", "url": "/v1/embeddings"}
+            sent = collecting.check(
+                owner, schedule, json.dumps({**line, "body": body}).encode(), "json"
+            )
+            with db.transaction() as session:
+                collecting.collect(session, schedule, sent)
+        configure(max_batch_inputs=4)
+        first, assigned = assign(schedule, 25)
+        assert assigned == 2
+        # What a run gives back is counted again.
+        with db.transaction() as session:
+            inbox.release(session, session.get_one(ScheduleRun, first))
+        assert assign(schedule, 26)[1] == 2
+        # A request that exceeds a batch's limit still runs, alone, so that it blocks no other.
+        configure(max_batch_inputs=1)
+        assert assign(schedule, 27)[1] == 1
+        configure(max_batch_inputs="none")
+        assert assign(schedule, 28)[1] == 2
 
     def test_a_fire_that_is_rolled_back_leaves_all_in_the_inbox(self, schedule: Schedule) -> None:
         add(schedule, ("a", b"1"))

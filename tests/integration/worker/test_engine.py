@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from types import SimpleNamespace
 
 import pytest
 from sqlalchemy import func, select, update
@@ -369,3 +370,16 @@ def test_more_is_claimed_while_lines_still_wait_whatever_the_flush_interval(
     wait_until(lambda: engine._idle_until)
     may_answer.set()
     assert goes_on.wait(PATIENCE)
+
+
+def test_lines_that_wait_for_a_limit_are_reported_when_it_lasts(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = SimpleNamespace(wait=0.4)
+    monkeypatch.setattr(engine, "_rates", {("a", True): rates})
+    monkeypatch.setattr(worker_engine, "LIMITED_AFTER", 0.0)
+    assert engine.waits() == []
+    [wait] = engine.waits()
+    assert (wait.reason, wait.model, wait.livemode) == ("rate_limit", "a", True)
+    rates.wait = 0.0
+    assert engine.waits() == []

@@ -1,4 +1,4 @@
-"""A worker's lane gives slots up for live calls as its lines end, and gets them back."""
+"""A worker's lane gives permits up for live calls as its lines end, and gets them back."""
 
 import asyncio
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import cast
 import pytest
 
 from xalen_batch import ids
-from xalen_batch.ratelimit.slots import SharedSlots
+from xalen_batch.ratelimit.permits import SharedPermits
 from xalen_batch.worker import live_first
 from xalen_batch.worker.lane import Lane
 from xalen_batch.worker.live_first import LiveFirst
@@ -17,7 +17,7 @@ MOST = 8
 
 
 class FullLane:
-    """A lane that fills each slot that it may use."""
+    """A lane that fills each permit that it may use."""
 
     def __init__(self) -> None:
         self.in_flight = self.bound = 0
@@ -33,12 +33,14 @@ class FullLane:
 
 
 @pytest.mark.parametrize("reserve", [0, 1])
-def test_slots_go_to_live_calls_as_lines_end(monkeypatch: pytest.MonkeyPatch, reserve: int) -> None:
+def test_permits_go_to_live_calls_as_lines_end(
+    monkeypatch: pytest.MonkeyPatch, reserve: int
+) -> None:
     monkeypatch.setattr(live_first, "LOOK", 60)
 
     async def scenario() -> None:
         name, lane = ids.new().hex, FullLane()
-        first, api = LiveFirst(lambda: 1), SharedSlots("a", name, MOST, reserve)
+        first, api = LiveFirst(lambda: 1), SharedPermits("a", name, MOST, reserve)
         first.keep(name, cast(Lane, lane), MOST, reserve)
         held = 0
         while not lane.in_flight:

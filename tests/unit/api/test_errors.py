@@ -45,7 +45,7 @@ def test_messages_name_field_value_and_remedy() -> None:
         message({**VALID, "metadata": {"a": "\0"}})
         == "Invalid `metadata.a`: should contain neither NUL nor lone surrogates; got '\\x00'."
     )
-    assert message({}) == "Missing required parameter: `input_file_id`. Add it to the request."
+    assert message({}) == "Missing required parameter: `endpoint`. Add it to the request."
     assert (
         message([])
         == "The body must be one JSON object, sent with `content-type: application/json`."

@@ -58,7 +58,10 @@ def test_a_batch_in_every_status_is_the_clients_batch(status: BatchStatus) -> No
         "run_id",
         "execution_window",
         "on_invalid",
+        "retry_of",
+        "retry_codes",
         "waiting",
+        "outlook",
     }
     read = ClientBatch.model_validate(shown, strict=True)
     assert read.status == status

@@ -52,6 +52,8 @@ class Api(ThreadingHTTPServer):
         # The answer to GET /v1/terms, which takes no item of the list and is not recorded. None:
         # 404.
         self.terms: dict[str, Any] | None = TERMS
+        # False: an older server, whose answer to GET …/events is 404, and is not recorded either.
+        self.has_events = False
 
     @property
     def base_url(self) -> str:
@@ -64,7 +66,10 @@ class Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         length = int(self.headers.get("content-length", 0)) if self.server.reads_bodies else 0
         if self.path == "/v1/terms":
-            self._tell_terms()
+            self._tell(self.server.terms)
+            return
+        if self.path.endswith("/events") and not self.server.has_events:
+            self._tell(None)
             return
         headers = {name.lower(): value for name, value in self.headers.items()}
         self.server.requests.append((self.command, self.path, headers, self.rfile.read(length)))
@@ -75,12 +80,11 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def _tell_terms(self) -> None:
+    def _tell(self, found: dict[str, Any] | None) -> None:
         body = json.dumps(
-            self.server.terms
-            or {"error": {"message": "There is no such route.", "code": "not_found"}}
+            found or {"error": {"message": "There is no such route.", "code": "not_found"}}
         ).encode()
-        self.send_response(200 if self.server.terms else 404)
+        self.send_response(200 if found else 404)
         self.send_header("content-length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)

@@ -1,6 +1,7 @@
 """A command sends a key only to the address of its own source."""
 
 import os
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from xalen_batch.cli import connection, database
 from xalen_batch.cli.connection import ApiConnection
 from xalen_batch.cli.failures import AUTH, Failed
+from xalen_batch.config import settings
 
 TEST, LIVE = "xln_test_saved", "xln_live_saved"
 SAVED_AT = "http://127.0.0.1:9999/v1"
@@ -275,6 +277,22 @@ def test_a_key_is_not_in_the_repr(data_dir: Path) -> None:
 def test_operators_are_told_how_to_reach_a_database(data_dir: Path) -> None:
     with pytest.raises(Failed, match="XALEN_DATABASE_URL"):
         database.find()
+
+
+def test_it_is_found_by_a_command_that_has_read_its_settings(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, configure: Callable[..., None]
+) -> None:
+    # Set first, so that the variable which `find` adds is taken away again.
+    monkeypatch.setenv("XALEN_DATABASE_URL", "x")
+    monkeypatch.delenv("XALEN_DATABASE_URL")
+    configure()
+    assert settings().database_url is None
+    url = "postgresql://user:secret@found/xalen"
+    (data_dir / "run.toml").write_text(f'database_url = "{url}"\n', "utf-8")
+    database.find()
+    found = settings().database_url
+    assert found
+    assert found.get_secret_value() == url
 
 
 def test_the_running_database_is_found(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

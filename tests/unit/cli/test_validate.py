@@ -88,7 +88,7 @@ def test_a_missing_file_exits_1_and_says_which() -> None:
 def test_a_file_above_the_limit_is_refused_before_it_is_sent(
     tmp_path: Path, configure: Any
 ) -> None:
-    configure(max_file_bytes=10)
+    configure(max_upload_bytes=10)
     result = _validate(_file(tmp_path, [chat_line("a")]))
     assert result.exit_code == 1
     assert "file_too_large" in result.stdout

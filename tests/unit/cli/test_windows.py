@@ -13,7 +13,7 @@ from tests.factories import chat_line
 from tests.unit.cli.fake_api import Api, serving
 from tests.unit.cli.schedules.answers import body, file, ok, said
 from xalen_batch.cli import client as client_module
-from xalen_batch.cli import watch, windows
+from xalen_batch.cli import states, windows
 from xalen_batch.cli.main import app
 from xalen_batch.cli.windows import parse_window
 
@@ -39,7 +39,7 @@ DONE["execution_window"] = {**CLOSED, "opens_at": None, "closes_at": None}
 @pytest.fixture
 def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
     monkeypatch.setattr(client_module, "PAUSES", ())
-    monkeypatch.setattr(watch, "FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(states, "FIRST_PAUSE", 0.0)
     with serving() as server:
         yield server
 

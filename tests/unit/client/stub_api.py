@@ -61,6 +61,8 @@ class Api(ThreadingHTTPServer):
         self.is_sealed = True
         # Statuses of answers to GET /batches/{id} that come before the others; 0: no answer.
         self.outages: list[int] = []
+        # Bodies of event streams, each once; without one there is no such route.
+        self.streams: list[bytes] = []
         # Answers to other requests, by method and path.
         self.others: dict[str, Any] = {}
 
@@ -111,6 +113,10 @@ class Handler(BaseHTTPRequestHandler):
             self._json(200, {"id": "file-in", "object": "file"})
         elif path.endswith("/content"):
             self._content(FILES[path.split("/")[2]])
+        elif path.endswith("/events") and self.server.streams:
+            self._stream(self.server.streams.pop(0))
+        elif path.endswith("/events"):
+            self._json(404, {"error": {"message": f"no {path}"}})
         elif path.endswith("/invoice"):
             self._json(*self.server.invoice)
         elif self.command == "GET" and self.server.outages:
@@ -153,6 +159,13 @@ class Handler(BaseHTTPRequestHandler):
         # The client may have read enough.
         with suppress(ConnectionError):
             self.wfile.write(rest)
+
+    def _stream(self, body: bytes) -> None:
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream; charset=utf-8")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
 
     def _json(self, status: int, value: object) -> None:
         content = json.dumps(value).encode()

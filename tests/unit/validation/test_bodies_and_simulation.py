@@ -1,4 +1,5 @@
-"""Validation and the simulated models agree: a body that passes validation is answered.
+"""Validation and the simulated models agree: a body that passes validation is answered, and fits the
+schema of its line.
 
 Some refusals stay with the model, as with a real server: a request beyond its context window, a
 chat to a reranker whose message is no rerank request, and invalid values of parameters that decide
@@ -8,12 +9,15 @@ validation lets through unchecked. They are drawn valid here.
 
 from typing import Any
 
+import jsonschema
 import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.factories import chat_line, rerank_line
 from xalen_batch import catalog
+from xalen_batch.api import line_schemas
 from xalen_batch.backends.contract import Request
 from xalen_batch.backends.simulated.model import answer
 from xalen_batch.backends.simulated.parameters import IGNORED
@@ -22,6 +26,7 @@ from xalen_batch.endpoints.form import InvalidBody
 from xalen_batch.endpoints.names import CHAT, RERANK, Endpoint
 from xalen_batch.endpoints.operations import fit
 
+SCHEMA = jsonschema.Draft202012Validator(line_schemas.batch_line())
 MODELS = catalog.read(None)
 MISTRAL, BGE = MODELS["mistral-small-3-1"], MODELS["bge-reranker-v2"]
 # Parameters that the simulated models follow, or refuse as validation does.
@@ -122,6 +127,17 @@ def status(body: dict[str, Any], endpoint: Endpoint) -> int:
 @given(CHATS)
 def test_a_chat_that_passes_validation_is_answered(body: dict[str, Any]) -> None:
     assert not passes(body, CHAT) or status(body, CHAT) == 200
+
+
+@given(CHATS)
+def test_a_chat_passes_validation_if_it_fits_the_schema(body: dict[str, Any]) -> None:
+    assert SCHEMA.is_valid({**chat_line("a"), "body": body}) == passes(body, CHAT)
+
+
+@given(RANKINGS)
+def test_a_ranking_passes_validation_if_it_fits_the_schema(ranking: dict[str, Any]) -> None:
+    body = {"model": BGE.id, **ranking}
+    assert SCHEMA.is_valid({**rerank_line("a"), "body": body}) == passes(body, RERANK)
 
 
 @given(RANKINGS)

@@ -19,7 +19,7 @@ from xalen_batch.endpoints.names import CHAT, EMBEDDINGS, RERANK
 from xalen_batch.jsonl import Block, Span, input_line
 from xalen_batch.validation import fast_path
 from xalen_batch.validation.errors import Fault
-from xalen_batch.validation.lines import GoodLine, LineReader, scan
+from xalen_batch.validation.lines import GoodLine, LineReader, refused_line, scan
 
 GOOD = orjson.dumps(chat_line("good"))
 
@@ -243,6 +243,31 @@ def test_hostile_values_are_escaped_and_cut_in_messages():
     fault = only_fault(changed(url="\x1b[2J\u202e" + "x" * 10_000))
     assert fault.message.isprintable()
     assert "x" * 100 not in fault.message
+
+
+def test_a_line_that_another_view_has_refused_fails_with_its_words():
+    line = refused_line("a", "params.max_tokens", "Send a whole number.")
+    found = read(jsonl([line, chat_line("b"), refused_line("b", "", "x")]))
+    assert (found[0].code, found[0].param, found[0].message, found[0].custom_id) == (
+        "invalid_request",
+        "params.max_tokens",
+        "Send a whole number.",
+        "a",
+    )
+    assert isinstance(found[1], GoodLine)
+    # Its custom id counts like any.
+    assert found[2].code == "duplicate_custom_id"
+
+
+def test_hostile_words_of_a_refused_line_are_harmless():
+    fault = only_fault(jsonl([refused_line("a", "\x00", "\x00\x1b[2J\u202e" + "x" * 10_000)]))
+    assert fault.message.isprintable()
+    assert len(fault.message) < 1_001
+    assert fault.param is None
+    for refused in ("x", None, [], 1):
+        line = {"custom_id": "a", "refused": refused}
+        assert only_fault(jsonl([line])).param == "method"
+    assert isinstance(read(jsonl([chat_line("a") | {"refused": {"message": "x"}}]))[0], GoodLine)
 
 
 def test_the_first_lines_url_is_taken_where_no_endpoint_is_given():

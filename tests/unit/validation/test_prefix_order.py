@@ -1,5 +1,6 @@
 """Lines whose prompts share a prefix run one after the other; other lines keep their order."""
 
+import tracemalloc
 from zlib import crc32
 
 import pytest
@@ -264,3 +265,18 @@ def test_lines_that_were_added_elsewhere_are_arranged_as_if_they_had_been_added_
             part.add(each)
         joined.extend(part)
     assert joined.running_order() == whole.running_order()
+
+
+def test_lines_that_share_a_long_prompt_take_no_more_memory() -> None:
+    def peak(depth: int) -> int:
+        index = PrefixIndex()
+        for _ in range(20_000):
+            index.add(range(1_000_000, 1_000_000 + depth))
+        tracemalloc.start()
+        try:
+            assert index.running_order() == list(range(20_000))
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    assert peak(MAX_HASHES) < 1.2 * peak(2)

@@ -358,6 +358,66 @@ def test_a_share_that_shrinks_or_grows_is_taken_at_once() -> None:
     assert worker.limit == 256
 
 
+def run_beside_live_calls(world: World, ceilings: range, seconds: float) -> tuple[int, int]:
+    """Let time pass while live calls move the ceiling four times a second; answers and refusals."""
+    draw, answered, refused = random.Random(3), 0, 0
+    (worker,) = world.workers
+    assert isinstance(worker, Concurrency)
+    for _ in range(int(seconds * 4)):
+        worker.ceiling = draw.choice(ceilings)
+        world.run(0.25)
+        answered, refused = answered + world.answered, refused + world.refused
+    return answered, refused
+
+
+@pytest.mark.parametrize("latency", [0.1, 1.0, 3.0])
+class TestBesideLiveCalls:
+    def test_a_backend_that_takes_all_gets_what_they_leave(self, latency: float) -> None:
+        world = World(Backend(latency=lambda serving: latency))
+        world.worker(256)
+        run_beside_live_calls(world, range(224, 257), 20)
+        answered, _ = run_beside_live_calls(world, range(224, 257), 30)
+        assert answered >= 0.95 * 240 * 30 / latency
+
+    def test_a_backend_with_more_capacity_is_followed(self, latency: float) -> None:
+        world = World(Backend(64, latency=lambda serving: latency, network=0.001))
+        world.worker(256)
+        run_beside_live_calls(world, range(200, 257), 20)
+        world.backend.slots = 128
+        # Rounds of answers lead there.
+        run_beside_live_calls(world, range(200, 257), 10 + 20 * latency)
+        answered, refused = run_beside_live_calls(world, range(200, 257), 10)
+        assert answered >= 0.9 * 128 * 10 / latency
+        assert refused <= 0.05 * answered
+
+    def test_a_limit_that_they_cut_is_remembered(self, latency: float) -> None:
+        world = World(Backend(28, latency=lambda serving: latency, network=0.001))
+        world.worker(32)
+        run_beside_live_calls(world, range(20, 33), 20)
+        answered, refused = run_beside_live_calls(world, range(20, 33), 30)
+        assert answered >= 0.9 * 26 * 30 / latency
+        assert refused <= 0.05 * answered
+
+
+def test_a_ceiling_that_does_not_reach_the_limit_changes_nothing() -> None:
+    backend = Backend(64, network=0.001)
+    world, quiet = World(backend), World(backend)
+    world.worker(256), quiet.worker(256)
+    alone = sum(quiet.run(0.25).answered for _ in range(40))
+    assert run_beside_live_calls(world, range(250, 257), 10)[0] == alone
+
+
+def test_a_refusal_while_the_limit_is_cut_is_learned_from() -> None:
+    world = World(Backend(64, network=0.001))
+    worker = world.worker(256)
+    world.run(5)
+    worker.ceiling = 40
+    world.backend.slots = 30
+    world.run(1)
+    worker.ceiling = 256
+    assert worker.limit <= 31
+
+
 def test_rest_is_no_measure() -> None:
     world = World(Backend())
     worker = world.worker(64)

@@ -1,5 +1,6 @@
 """Downloads of files: whole, in ranges, and only if they have changed (RFC 9110)."""
 
+import hashlib
 from base64 import b64encode
 from collections.abc import Mapping
 from urllib.parse import quote
@@ -34,6 +35,15 @@ def download(
     return _rendered(content, common)
 
 
+def constant(request: Request, body: bytes, media_type: str = "application/json") -> Response:
+    """The answer to a GET of a document that changes with the version of this server alone."""
+    tag = preconditions.entity_tag(hashlib.sha256(body).digest())
+    headers = {"etag": tag, "cache-control": "no-cache"}
+    if not preconditions.if_none_match(_field(request, "if-none-match"), tag):
+        return Response(status_code=304, headers=headers)
+    return Response(body, headers=headers, media_type=media_type)
+
+
 def _rendered(content: Rendered, headers: Mapping[str, str]) -> Response:
     length = {} if content.size is None else {"content-length": str(content.size)}
     return Stream(
@@ -44,8 +54,9 @@ def _rendered(content: Rendered, headers: Mapping[str, str]) -> Response:
 
 
 def _stored(request: Request, content: Stored, common: Mapping[str, str]) -> Response:
+    is_head = paths.method(request.scope) == "HEAD"
     # Only GET has ranges.
-    asked = None if paths.method(request.scope) == "HEAD" else _field(request, "range")
+    asked = None if is_head else _field(request, "range")
     # A range is one of the plain bytes.
     zstd = None
     if asked is None and encodings.asks_for(_field(request, "accept-encoding"), ZSTD):
@@ -60,6 +71,9 @@ def _stored(request: Request, content: Stored, common: Mapping[str, str]) -> Res
         )
     if not preconditions.if_none_match(_field(request, "if-none-match"), tag):
         return Response(status_code=304, headers=headers)
+    if is_head:
+        # A GET finds out when it reads.
+        content.confirm()
     if zstd:
         return _compressed(zstd, headers)
     part = None

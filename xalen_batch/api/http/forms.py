@@ -1,6 +1,7 @@
 """A multipart form as it arrives: the bytes of the file pass through, other fields are kept."""
 
 import re
+from collections.abc import Callable
 from email.errors import HeaderParseError
 from email.header import decode_header, make_header
 from typing import TYPE_CHECKING
@@ -8,7 +9,7 @@ from urllib.parse import unquote
 
 from python_multipart.multipart import parse_options_header
 
-from xalen_batch.errors import InvalidRequest, TooLarge
+from xalen_batch.errors import InvalidRequest, TooLarge, XalenError
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
@@ -25,22 +26,35 @@ _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 class UploadForm:
     """Collects the events of python-multipart's parser. Fields and the file come in any order.
 
-    The file's content type and name are not checked: clients send bare bytes as `upload`.
+    The file's content type and name are not checked: clients send bare bytes as `upload`. `name`:
+    the field that holds it. `over`: the error if it has more than `most`.
     """
 
-    def __init__(self, max_file_bytes: int) -> None:
+    def __init__(
+        self,
+        most: int,
+        *,
+        name: str = "file",
+        over: Callable[[int], XalenError] | None = None,
+    ) -> None:
+        self.name = name
         self.fields: dict[str, str] = {}
         self.filename: str | None = None
         self.size = 0
         self.is_complete = False
-        self._max_file_bytes = max_file_bytes
+        self.most = most
+        self._over = over or too_large
         self._pending: list[bytes] = []
         self._field_bytes = self._parts = 0
         self._header = b""
         self._value = b""
         self._disposition = b""
-        self._name = ""
+        self._field = ""
         self._content = bytearray()
+
+    def over(self) -> XalenError:
+        """The error of a file with too many bytes."""
+        return self._over(self.most)
 
     def callbacks(self) -> "MultipartCallbacks":
         return {
@@ -72,43 +86,44 @@ class UploadForm:
     def _on_headers_finished(self) -> None:
         disposition, self._disposition = self._disposition, b""
         _, options = parse_options_header(disposition)
-        self._name = options.get(b"name", b"").decode("utf-8", "replace")
-        if self._name == "file":
+        self._field = options.get(b"name", b"").decode("utf-8", "replace")
+        if self._field == self.name:
             if self.filename is not None:
                 raise InvalidRequest(
-                    "The form has two parts named `file`. Upload one file at a time.", param="file"
+                    f"The form has two parts named `{self.name}`. Send one at a time.",
+                    param=self.name,
                 )
-            self.filename = _clean(
+            self.filename = clean(
                 _extended(disposition)
                 or _plain(options.get(b"filename", b"").decode("utf-8", "replace"))
             )
             return
         self._parts += 1
         if self._parts > MAX_FIELDS:
-            message = (
-                f"The form has more than {MAX_FIELDS} fields. Send `file`, `purpose` and"
-                " `expires_after` only."
+            raise TooLarge(
+                f"The form has more than {MAX_FIELDS} fields. Send `{self.name}` and the fields"
+                " that the API describes.",
+                code="request_too_large",
             )
-            raise TooLarge(message, code="request_too_large")
 
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
-        if self._name == "file":
+        if self._field == self.name:
             self.size += end - start
-            if self.size > self._max_file_bytes:
-                raise too_large(self._max_file_bytes)
+            if self.size > self.most:
+                raise self.over()
             self._pending.append(data[start:end])
             return
         self._field_bytes += end - start
         if self._field_bytes > MAX_FIELD_BYTES:
             raise TooLarge(
-                "The form's fields are too long. Send the file's content as the part `file`.",
+                f"The form's fields are too long. Send the file's content as `{self.name}`.",
                 code="request_too_large",
             )
         self._content += data[start:end]
 
     def _on_part_end(self) -> None:
-        if self._name != "file":
-            self.fields[self._name] = self._content.decode("utf-8", "replace")
+        if self._field != self.name:
+            self.fields[self._field] = self._content.decode("utf-8", "replace")
             self._content.clear()
 
     def _on_end(self) -> None:
@@ -117,7 +132,9 @@ class UploadForm:
 
 def too_large(limit: int) -> TooLarge:
     return TooLarge(
-        f"The file is larger than {limit:,} bytes. Split it into several files.", param="file"
+        f"The file is larger than {limit:,} bytes. Upload it in parts (POST /v1/uploads), or split"
+        " it into several files.",
+        param="file",
     )
 
 
@@ -146,6 +163,6 @@ def _plain(filename: str) -> str:
         return filename
 
 
-def _clean(filename: str) -> str:
+def clean(filename: str) -> str:
     """The name without control characters, which a text column or a header could not carry."""
     return "".join(filter(str.isprintable, filename))[:MAX_FILENAME] or "upload"

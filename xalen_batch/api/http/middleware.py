@@ -1,4 +1,4 @@
-"""Middleware around every request: normal path, request id, one log line, rate limit headers, and
+"""Middleware around every request: one spelling, request id, one log line, rate limit headers, and
 the error envelope of a 500 after an unexpected exception.
 """
 
@@ -14,7 +14,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from xalen_batch import log
 from xalen_batch.api import deps, errors
-from xalen_batch.api.http import budget, paths
+from xalen_batch.api.anthropic import errors as anthropic
+from xalen_batch.api.http import budget, credentials, paths
 from xalen_batch.api.http.responses import SLICE_BYTES, STREAM_BYTES
 from xalen_batch.errors import Unavailable
 from xalen_batch.ratelimit import account
@@ -28,10 +29,10 @@ PROBES = frozenset({"/livez", "/readyz"})
 
 
 class Paths:
-    """Removes repeated and trailing slashes from the path, and routes HEAD as GET.
+    """Gives the routes one spelling of each request: one path, GET for HEAD, a Bearer key.
 
-    The server omits the body for HEAD. Outermost, so that the log, the admission of bodies and the
-    routes all see the same path.
+    It removes repeated and trailing slashes, and Azure's prefix. The server omits the body for
+    HEAD. Outermost, so that the log, the admission of bodies and the routes see the same path.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -40,12 +41,15 @@ class Paths:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             method = scope["method"]
+            path, deployment = paths.of_azure(paths.normal(scope["path"]))
             # A copy: the server omits the body because its own scope still says HEAD.
             scope = {
                 **scope,
-                "path": paths.normal(scope["path"]),
+                "path": path,
                 "method": "GET" if method == "HEAD" else method,
+                "headers": credentials.as_bearer(scope["headers"]),
                 paths.SENT_METHOD: method,
+                paths.DEPLOYMENT: deployment,
             }
         await self.app(scope, receive, send)
 
@@ -64,14 +68,18 @@ class RequestContext:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        request_id = f"req_{uuid.uuid4().hex}"
+        request_id = scope[paths.REQUEST_ID] = f"req_{uuid.uuid4().hex}"
+        is_anthropics = anthropic.speaks(scope["path"])
         status = CLIENT_CLOSED
 
         async def send_named(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                if is_anthropics:
+                    headers["request-id"] = request_id
             await send(message)
 
         started = time.perf_counter()

@@ -6,13 +6,21 @@ from starlette.requests import Request
 from starlette.routing import BaseRoute, Match, Mount
 from starlette.types import Scope
 
+from xalen_batch.api.anthropic import errors as anthropic
+
 VERSION = "/v1"
 METHODS = ("DELETE", "GET", "PATCH", "POST", "PUT")
 SLASHES = re.compile("//+")
+# Azure's paths: `/openai/files`, `/openai/v1/files`, `/openai/deployments/NAME/chat/completions`.
+AZURE = "/openai/"
+_AZURE = re.compile("/openai(?:/v1|/deployments/([^/]+))?(?=/)")
 # The key of an ASGI scope that holds the method as it was sent.
 SENT_METHOD = "xalen.method"
-# The most leading segments that are removed to find the route that was meant. Azure's base URL,
-# `/openai/deployments/NAME/v1`, has four.
+# The key of an ASGI scope that holds the id of the request.
+REQUEST_ID = "xalen.request_id"
+# The key of an ASGI scope that holds the deployment of an Azure path: the model's name.
+DEPLOYMENT = "xalen.deployment"
+# The most leading segments that are removed to find the route that was meant.
 MOST_PREFIXES = 6
 
 
@@ -21,6 +29,16 @@ def normal(path: str) -> str:
     if not path.endswith("/") and "//" not in path:
         return path
     return SLASHES.sub("/", path).rstrip("/") or "/"
+
+
+def of_azure(path: str) -> tuple[str, str | None]:
+    """The path behind Azure's prefix, and the deployment that the prefix names."""
+    if not path.startswith(AZURE):
+        return path, None
+    prefix = _AZURE.match(path)
+    if prefix is None:
+        return path, None
+    return VERSION + path[prefix.end() :], prefix[1]
 
 
 def method(scope: Scope) -> str:
@@ -39,6 +57,11 @@ def hint(request: Request) -> str:
     """The remedy for a path without a route: another base URL, or the docs."""
     path = request.url.path
     origin = str(request.base_url).rstrip("/")
+    if anthropic.PREFIX in path:
+        return (
+            f"Messages run in batches here, at {anthropic.PREFIX}/batches; a live call is POST"
+            f" {VERSION}/chat/completions. The base_url of Anthropic's client is {origin}."
+        )
     meant = _meant(request, path)
     if meant:
         return f"Did you mean {meant}? Set the client's base_url to {origin}{VERSION}."

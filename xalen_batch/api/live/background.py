@@ -2,8 +2,8 @@
 
 from typing import Any
 
-import orjson
-from fastapi import APIRouter
+import msgspec
+from fastapi import APIRouter, Response
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -31,19 +31,19 @@ _STATUS = {
 
 @router.get(PATH, response_model=None)
 @calling(Scope.READ)
-def retrieve_response(session: Session, caller: Caller, response_id: str) -> dict[str, Any]:
+def retrieve_response(session: Session, caller: Caller, response_id: str) -> Response:
     """A Response that was asked for with `background` or `flex`, whether it has ended or not."""
-    return shown(session, _get(session, caller, response_id))
+    return queued.rendered(shown(session, _get(session, caller, response_id)))
 
 
 @router.post(f"{PATH}/cancel", response_model=None)
 @calling(Scope.SUBMIT)
-def cancel_response(session: Session, caller: Caller, response_id: str) -> dict[str, Any]:
+def cancel_response(session: Session, caller: Caller, response_id: str) -> Response:
     """Stop a Response that runs in the background. Any body is ignored."""
     batch = _get(session, caller, response_id)
     if BatchStatus(batch.status).is_terminal:
-        return shown(session, batch)
-    return shown(session, batches.cancel(session, batch))
+        return queued.rendered(shown(session, batch))
+    return queued.rendered(shown(session, batches.cancel(session, batch)))
 
 
 @router.delete(PATH, response_model=None)
@@ -91,7 +91,7 @@ def _get(session: Session, owner: Owner, response_id: str) -> Batch:
 
 def shown(session: Session, batch: Batch) -> dict[str, Any]:
     """The Response of a batch, as far as it has come."""
-    asked = orjson.loads(b"".join(storage.chunks(storage.key(batch.input_file_id))))["body"]
+    asked = msgspec.json.decode(b"".join(storage.chunks(storage.key(batch.input_file_id))))["body"]
     line = queued.line_of(session, batch)
     response = line and line["response"]
     if response and response["status_code"] < 300:

@@ -34,7 +34,7 @@ logger = log.get(__name__)
 MOST_WAITING = 10_000
 MOST_AT_ONCE = 1_000
 # Seconds between two writes. A transaction costs as much CPU as answering a call does.
-INTERVAL = 0.2
+INTERVAL = 0.5
 # Seconds before a transaction that met an unavailable database is repeated.
 RETRY = 1.0
 LIVE_RATE = Decimal(0)

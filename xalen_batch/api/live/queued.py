@@ -11,7 +11,8 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-import orjson
+import msgspec
+from fastapi import Response
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -41,9 +42,9 @@ def enqueue(call: LiveCall, kind: QueuedCall) -> UUID:
         "custom_id": CUSTOM_ID,
         "method": "POST",
         "url": call.endpoint,
-        "body": {name: value for name, value in call.fields.items() if name not in _OF_CALL},
+        "body": {name: value for name, value in call.exact.items() if name not in _OF_CALL},
     }
-    raw = orjson.dumps(line) + b"\n"
+    raw = msgspec.json.encode(line) + b"\n"
     id = ids.new()
     marks.confirm()
     storage.write(storage.key(id), [raw])
@@ -139,6 +140,11 @@ def answer(caller: Caller, batch_id: UUID) -> tuple[int, dict[str, Any]]:
     return response["status_code"], body
 
 
+def rendered(body: dict[str, Any], status: int = 200) -> Response:
+    """An answer whose numbers are as the client or the model wrote them."""
+    return Response(msgspec.json.encode(body), status, media_type="application/json")
+
+
 def line_of(session: Session, batch: Batch) -> dict[str, Any] | None:
     """The output or error line of a call's batch; None: it has none, or it was deleted."""
     file_id = batch.output_file_id or batch.error_file_id
@@ -147,7 +153,7 @@ def line_of(session: Session, batch: Batch) -> dict[str, Any] | None:
         return None
     found = content.of(file)
     chunks = found.chunks(0, found.size) if isinstance(found, Stored) else found.chunks()
-    line: dict[str, Any] = orjson.loads(b"".join(chunks))
+    line: dict[str, Any] = msgspec.json.decode(b"".join(chunks))
     return line
 
 

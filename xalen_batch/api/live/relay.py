@@ -9,7 +9,7 @@ import orjson
 from xalen_batch import log
 from xalen_batch.api.live.requests import LiveCall
 from xalen_batch.backends.contract import Event, Events, Request, StreamBroken
-from xalen_batch.backends.streams import DONE
+from xalen_batch.backends.streams import DONE, rendered
 from xalen_batch.backends.usage import usage_of
 from xalen_batch.endpoints.chunks import Joined
 from xalen_batch.endpoints.names import RESPONSES
@@ -17,6 +17,8 @@ from xalen_batch.endpoints.usage import Usage, table
 from xalen_batch.endpoints.whole import decoded
 
 logger = log.get(__name__)
+
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 BROKEN = {
     "error": {
@@ -32,8 +34,11 @@ def streamed_body(call: LiveCall) -> bytes:
     """The body of a streamed call as the backend gets it: it has to report the usage."""
     if call.endpoint == RESPONSES:
         return call.body
-    options = {**table(call.fields.get("stream_options")), "include_usage": True}
-    return msgspec.json.encode({**call.fields, "stream_options": options})
+    # Raw: a number stays as the client wrote it.
+    fields = _fields(call.body)
+    asked = msgspec.json.decode(fields.get("stream_options", b"null"))
+    options = {**table(asked), "include_usage": True}
+    return msgspec.json.encode({**fields, "stream_options": options})
 
 
 class Relay:
@@ -59,14 +64,14 @@ class Relay:
         try:
             async for event in events:
                 if self._read(event):
-                    yield _rendered(event)
+                    yield rendered(event)
             is_whole = True
             if self._call.endpoint != RESPONSES:
-                yield b"data: " + DONE + b"\n\n"
+                yield rendered(Event(DONE))
         except StreamBroken as broken:
             is_broken = True
             logger.info("live.broken", model=self._call.model.id, reason=str(broken))
-            yield _rendered(Event(orjson.dumps(BROKEN)))
+            yield rendered(Event(orjson.dumps(BROKEN)))
         finally:
             if not is_broken and (is_whole or self._joined.has_begun):
                 self._bill(self._usage())
@@ -89,8 +94,3 @@ class Relay:
             return usage_of(self._joined.completion, self._size, self._request)
         text = {"type": "message", "content": [{"text": self._joined.text}]}
         return usage_of(self._response or {"output": [text]}, self._size, self._request)
-
-
-def _rendered(event: Event) -> bytes:
-    name = f"event: {event.name}\n".encode() if event.name else b""
-    return name + b"data: " + event.data + b"\n\n"

@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import msgspec
 import orjson
 
 from xalen_batch import catalog
@@ -25,7 +26,11 @@ _NOT_KEPT = ("previous_response_id", "conversation")
 
 
 class LiveCall(NamedTuple):
-    """A checked call. `fields` is the decoded `body`."""
+    """A checked call.
+
+    `fields` is the decoded `body`, in which integers of more than 64 bits are floats: `exact` is
+    for encoding it again.
+    """
 
     caller: Caller
     model: Model
@@ -33,6 +38,12 @@ class LiveCall(NamedTuple):
     body: bytes
     fields: dict[str, Any]
     ledger: Ledger
+
+    @property
+    def exact(self) -> dict[str, Any]:
+        """The decoded body, with every number as the client wrote it."""
+        fields: dict[str, Any] = msgspec.json.decode(self.body)
+        return fields
 
     @property
     def is_streamed(self) -> bool:
@@ -46,8 +57,13 @@ class LiveCall(NamedTuple):
         return QueuedCall.FLEX if self.fields.get("service_tier") == FLEX else None
 
 
-def checked(known: Known, endpoint: Endpoint, body: bytes) -> LiveCall:
-    """A call that the caller may make. Raises InvalidRequest and NotFound."""
+def checked(
+    known: Known, endpoint: Endpoint, body: bytes, *, deployment: str | None = None
+) -> LiveCall:
+    """A call that the caller may make. Raises InvalidRequest and NotFound.
+
+    `deployment`: the model of a body that names none, as Azure's clients have it in the path.
+    """
     try:
         fields = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -57,6 +73,9 @@ def checked(known: Known, endpoint: Endpoint, body: bytes) -> LiveCall:
     if not isinstance(fields, dict):
         raise InvalidRequest("The body must be one JSON object.")
     _refuse_hidden(body)
+    if deployment is not None and fields and "model" not in fields:
+        fields["model"] = deployment
+        body = b'{"model":' + orjson.dumps(deployment) + b"," + body.lstrip()[1:]
     model = _model(fields, endpoint)
     form = operations.fit(fields, endpoint, is_reranker=model.is_reranker)
     _refuse_unless_fits(form, model, endpoint, fields, len(body))

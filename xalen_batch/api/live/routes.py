@@ -6,14 +6,14 @@ from contextlib import AsyncExitStack
 from typing import Any
 from uuid import UUID
 
-import orjson
 from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 from starlette.responses import StreamingResponse
 
 from xalen_batch import batches, db, ids
 from xalen_batch.accounts.accounts import Scope
-from xalen_batch.api import deps
+from xalen_batch.api import deps, description
+from xalen_batch.api.http import paths
 from xalen_batch.api.http.middleware import CLIENT_CLOSED
 from xalen_batch.api.live import background, callers, queued, requests
 from xalen_batch.api.live.calls import Calls, ClientGone, unless
@@ -35,7 +35,12 @@ class BareRoute(APIRoute):
         return run
 
 
-router = APIRouter(tags=["live calls"], route_class=BareRoute)
+router = APIRouter(
+    tags=["live calls"],
+    route_class=BareRoute,
+    responses=description.ERRORS,
+    generate_unique_id_function=description.operation_id,
+)
 # Proxies pass each event on at once.
 STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 BODY: dict[str, Any] = {
@@ -68,7 +73,8 @@ def _route(endpoint: Endpoint) -> Run:
         if settings().live == "off":
             raise NotFound(_as_batch(endpoint), code="live_calls_off")
         known = await callers.admit(request)
-        call = requests.checked(known, endpoint, await request.body())
+        deployment = request.scope.get(paths.DEPLOYMENT)
+        call = requests.checked(known, endpoint, await request.body(), deployment=deployment)
         calls: Calls = request.state.calls
         if call.kind is QueuedCall.BACKGROUND:
             return await _in_background(call)
@@ -94,7 +100,7 @@ async def _in_background(call: LiveCall) -> Response:
 def _begun(call: LiveCall, batch_id: UUID) -> Response:
     with db.reading() as session:
         batch = batches.get(session, call.caller, ids.render("batch", batch_id))
-        return _json(200, background.shown(session, batch))
+        return queued.rendered(background.shown(session, batch))
 
 
 async def _flex(calls: Calls, call: LiveCall, request: Request) -> Response:
@@ -112,11 +118,7 @@ async def _flex(calls: Calls, call: LiveCall, request: Request) -> Response:
         body["service_tier"] = requests.FLEX
         if call.endpoint == RESPONSES:
             body["id"] = ids.render("resp", batch_id)
-    return _json(status, body)
-
-
-def _json(status: int, body: dict[str, Any]) -> Response:
-    return Response(orjson.dumps(body), status, media_type="application/json")
+    return queued.rendered(body, status)
 
 
 def _as_batch(endpoint: Endpoint) -> str:

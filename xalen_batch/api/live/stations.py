@@ -1,4 +1,4 @@
-"""The models that live calls of this process use: each with its backend, slots and rate limits."""
+"""The models that live calls of this process use, with their backends, permits and rate limits."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from xalen_batch import log
 from xalen_batch.api.live import errors
-from xalen_batch.api.live.slots import LiveSlots
+from xalen_batch.api.live.permits import LivePermits
 from xalen_batch.backends import registry
 from xalen_batch.backends.buffer import Buffer, Buffers
 from xalen_batch.backends.contract import Backend, Request
@@ -16,7 +16,7 @@ from xalen_batch.config import settings
 from xalen_batch.endpoints.usage import Usage
 from xalen_batch.errors import ConfigError, Unavailable
 from xalen_batch.ratelimit.backend import Rates, estimate
-from xalen_batch.ratelimit.slots import name_of
+from xalen_batch.ratelimit.permits import name_of
 
 logger = log.get(__name__)
 
@@ -38,7 +38,7 @@ class Use:
 class Station:
     """One model in one mode; event loop thread only.
 
-    A simulated backend has neither slots nor rate limits: it takes any number of calls.
+    A simulated backend has neither permits nor rate limits: it takes any number of calls.
     """
 
     def __init__(self, model: Model, livemode: bool, backend: Backend, buffer: Buffer) -> None:
@@ -47,11 +47,11 @@ class Station:
         self.buffer = buffer
         self.in_use = 0
         config = model.backend
-        self._slots: LiveSlots | None = None
+        self._permits: LivePermits | None = None
         self._rates: Rates | None = None
         if model.kind_in(livemode) != "simulated":
             name = name_of(model.id, livemode=livemode)
-            self._slots = LiveSlots(model.id, name, config.max_in_flight, config.live_reserve)
+            self._permits = LivePermits(model.id, name, config.max_in_flight, config.live_reserve)
             if config.requests_per_minute or config.tokens_per_minute:
                 self._rates = Rates(
                     model.id,
@@ -66,8 +66,8 @@ class Station:
         self.in_use += 1
         try:
             async with AsyncExitStack() as limits:
-                if self._slots is not None:
-                    await limits.enter_async_context(self._slots.one())
+                if self._permits is not None:
+                    await limits.enter_async_context(self._permits.one())
                 use = Use(self.backend)
                 if self._rates is not None:
                     if self._rates.wait > LONGEST_WAIT:
@@ -85,8 +85,8 @@ class Station:
 
     async def close(self) -> None:
         """Close the backend, after the last call."""
-        if self._slots is not None:
-            await self._slots.close()
+        if self._permits is not None:
+            await self._permits.close()
         if self._rates is not None:
             await self._rates.close()
         await self.backend.close()

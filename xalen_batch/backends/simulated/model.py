@@ -13,7 +13,6 @@ from hashlib import blake2b
 from typing import Any, Literal
 
 import msgspec
-import orjson
 
 from xalen_batch.backends.contract import Request
 from xalen_batch.backends.outcomes import envelope
@@ -135,7 +134,8 @@ def _with_fault(completion: dict[str, Any], fault: Fault) -> bytes:
         completion.pop("usage")
     elif fault.usage:
         completion["usage"] = dict.fromkeys(completion["usage"], USAGES[fault.usage])
-    return orjson.dumps(completion)
+    # A Response repeats its request, whose integers may have more than 64 bits.
+    return msgspec.json.encode(completion)
 
 
 def _broken(whole: Answer, fault: Fault) -> Answer:

@@ -18,7 +18,8 @@ def messages_of(body: dict[str, Any]) -> list[dict[str, Any]]:
     if not isinstance(messages, list) or not messages:
         raise Refusal("`messages` must be a list with at least one message.", param="messages")
     for index, message in enumerate(messages):
-        if not isinstance(message, dict) or message.get("role") not in ROLES:
+        role = message.get("role") if isinstance(message, dict) else None
+        if not isinstance(role, str) or role not in ROLES:
             raise Refusal(
                 f"messages[{index}] must be an object with a known `role`.",
                 param=f"messages[{index}].role",

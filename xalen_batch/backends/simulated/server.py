@@ -1,7 +1,8 @@
 """The simulated models over HTTP, for demonstrations, tests and benchmarks: `xalen-batch simulate`.
 
 A raw asyncio protocol, so that the server is never the bottleneck of a benchmark. Answers leave in
-the order of their requests, also if a client pipelines.
+the order of their requests, also if a client pipelines. A stream's events are spread evenly over
+the latency.
 """
 
 import asyncio
@@ -9,7 +10,7 @@ import random
 import signal
 import sys
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import cast
@@ -21,7 +22,7 @@ import orjson
 from xalen_batch import catalog
 from xalen_batch.backends.contract import Request
 from xalen_batch.backends.outcomes import envelope
-from xalen_batch.backends.simulated import faults
+from xalen_batch.backends.simulated import events, faults
 from xalen_batch.backends.simulated.constants import CREATED
 from xalen_batch.backends.simulated.faults import Attempts
 from xalen_batch.backends.simulated.model import Answer, answer
@@ -115,28 +116,34 @@ class Simulator:
 
 
 @dataclass(slots=True, eq=False)
-class Slot:
-    """A request's place in the order of answers, filled when its answer is ready."""
+class Pending:
+    """A request's place in the order of answers, with the bytes that wait for their turn.
 
-    encoded: bytes | None = None
+    `timer` adds the next bytes.
+    """
+
+    ready: bytes = b""
+    is_over: bool = False
     ends_connection: bool = False
+    timer: asyncio.TimerHandle | None = None
 
 
 class Connection(asyncio.Protocol):
     """The connection of one client.
 
-    Each request gets a slot when it arrives. Filled slots are sent from the front of the queue.
+    `pending`: the requests without a whole answer, in their order. Only the first one's bytes are
+    sent; those of the others wait.
     """
 
     def __init__(self, simulator: Simulator) -> None:
         self._simulator = simulator
         self._loop = asyncio.get_running_loop()
-        self._slots: deque[Slot] = deque()
+        self.pending: deque[Pending] = deque()
         self._is_closing = False
 
     @property
     def is_idle(self) -> bool:
-        return not self._slots
+        return not self.pending
 
     def close(self) -> None:
         self._is_closing = True
@@ -152,6 +159,9 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._is_closing = True
+        for pending in self.pending:
+            if pending.timer is not None:
+                pending.timer.cancel()
         self._simulator.connections.discard(self)
 
     def data_received(self, data: bytes) -> None:
@@ -160,8 +170,8 @@ class Connection(asyncio.Protocol):
         except httptools.HttpParserUpgrade:
             self.close()
         except httptools.HttpParserError:
-            self._slots.append(slot := Slot())
-            self._end(slot, _error(400, "This is not HTTP.", "bad_request"), keep_alive=False)
+            self.pending.append(pending := Pending(ends_connection=True))
+            self._end(pending, _error(400, "This is not HTTP.", "bad_request"))
 
     # Callbacks of the parser.
 
@@ -178,7 +188,7 @@ class Connection(asyncio.Protocol):
         name = name.lower()
         if name == b"x-request-id":
             self._request_id = value.decode("latin-1")
-        elif name == b"expect" and not self._slots:
+        elif name == b"expect" and not self.pending:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
@@ -189,55 +199,93 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if self._is_closing:
             return
-        keep_alive = self._parser.should_keep_alive()
+        url, body = self._url.decode("latin-1"), b"".join(self._body)
         if self._size > LONGEST_REQUEST:
             reply = _error(413, "The request is too long.", "request_too_large")
         else:
             method = self._parser.get_method().decode()
-            reply = self._simulator.answer(
-                method, self._url.decode("latin-1"), b"".join(self._body), self._request_id
-            )
-        self._slots.append(slot := Slot())
+            reply = self._simulator.answer(method, url, body, self._request_id)
+        pending = Pending(ends_connection=not self._parser.should_keep_alive())
+        self.pending.append(pending)
         if reply.ending == "hang":
             return
-        if reply.latency:
-            self._loop.call_later(reply.latency, self._end, slot, reply, keep_alive)
+        told = events.of_answer(url.partition("?")[0], body, reply)
+        if told and reply.ending != "reset":
+            # The last event has the whole latency behind it.
+            interval = reply.latency / len(told)
+            pieces = iter(_pieces(reply, told, pending))
+            self._tell(pending, pieces, interval, self._loop.time() + interval)
+        elif reply.latency:
+            pending.timer = self._loop.call_later(reply.latency, self._end, pending, reply)
         else:
-            self._end(slot, reply, keep_alive)
+            self._end(pending, reply)
 
-    def _end(self, slot: Slot, reply: Answer, keep_alive: bool) -> None:
-        if self._transport.is_closing():
-            return
+    def _end(self, pending: Pending, reply: Answer) -> None:
+        """Send a whole answer."""
         if reply.ending == "reset":
             self.abort()
             return
-        slot.encoded = _encoded(reply, keep_alive=keep_alive)
-        slot.ends_connection = not keep_alive
+        headers = {
+            "content-length": str(len(reply.body)),
+            "content-type": "application/json",
+            **reply.headers,
+        }
+        encoded = _head(reply.status, headers, pending) + reply.body
         if reply.ending == "truncated":
-            slot.encoded = slot.encoded[: -(len(reply.body) // 2 + 1)]
-            slot.ends_connection = True
-        while self._slots and (ready := self._slots[0]).encoded is not None:
-            self._transport.write(ready.encoded)
-            self._slots.popleft()
-            if ready.ends_connection:
-                self.close()
+            encoded = encoded[: -(len(reply.body) // 2 + 1)]
+            pending.ends_connection = True
+        pending.ready, pending.is_over = encoded, True
+        self._send()
+
+    def _tell(self, pending: Pending, pieces: Iterator[bytes], interval: float, due: float) -> None:
+        """Send the pieces that are due, and wait for the next one."""
+        now = self._loop.time()
+        while due <= now and not pending.is_over:
+            piece = next(pieces, None)
+            pending.ready += piece or b""
+            pending.is_over = piece is None
+            due += interval
+        if not pending.is_over:
+            pending.timer = self._loop.call_at(due, self._tell, pending, pieces, interval, due)
+        self._send()
+
+    def _send(self) -> None:
+        """Send the bytes whose turn has come."""
+        while self.pending and not self._transport.is_closing():
+            first = self.pending[0]
+            if first.ready:
+                self._transport.write(first.ready)
+                first.ready = b""
+            if not first.is_over:
                 return
+            self.pending.popleft()
+            if first.ends_connection:
+                self.close()
 
 
 def _error(status: int, message: str, code: str) -> Answer:
     return Answer(status, envelope(status, message, code=code), 0.0)
 
 
-def _encoded(reply: Answer, *, keep_alive: bool) -> bytes:
-    headers = {"content-type": "application/json", **reply.headers}
-    if not keep_alive:
-        headers["connection"] = "close"
+def _pieces(reply: Answer, told: Sequence[bytes], pending: Pending) -> list[bytes]:
+    """The events of a stream as chunks of a body; half of them if the answer is truncated."""
+    chunks = [b"%x\r\n%b\r\n" % (len(event), event) for event in told]
+    if reply.ending == "truncated":
+        pending.ends_connection = True
+        del chunks[len(chunks) // 2 :]
+    else:
+        chunks[-1] += b"0\r\n\r\n"
+    headers = {"content-type": "text/event-stream; charset=utf-8", "transfer-encoding": "chunked"}
+    chunks[0] = _head(reply.status, headers, pending) + chunks[0]
+    return chunks
+
+
+def _head(status: int, headers: Mapping[str, str], pending: Pending) -> bytes:
+    last = "connection: close\r\n" if pending.ends_connection else ""
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-    head = (
-        f"HTTP/1.1 {reply.status} {_REASONS.get(reply.status, 'Unknown')}\r\ncontent-length:"
-        f" {len(reply.body)}\r\n{lines}\r\n"
+    return f"HTTP/1.1 {status} {_REASONS.get(status, 'Unknown')}\r\n{lines}{last}\r\n".encode(
+        "latin-1"
     )
-    return head.encode("latin-1") + reply.body
 
 
 async def listen(simulator: Simulator, host: str, port: int) -> asyncio.Server:

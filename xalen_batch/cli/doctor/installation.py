@@ -2,12 +2,16 @@
 store, the workers and the open batches.
 """
 
+from datetime import timedelta
+
 from xalen_batch.cli.doctor.findings import Doubtful, Skipped, Wrong
 
 # The most differences that a finding names.
 MOST_NAMED = 5
 # The most open batches that are read, the oldest first.
 MOST_BATCHES = 1_000
+# Workers seal a batch moments after it has ended.
+SEALED_WITHIN = timedelta(hours=1)
 
 
 def database_needs(has_database: bool) -> str:
@@ -108,6 +112,66 @@ def open_batches(has_database: bool) -> str:
         most = counts.most_common(MOST_NAMED)
         raise Doubtful(" ".join(f"Waiting: {number:,}. {message}" for message, number in most))
     return f"{len(some):,} open, none waits" if some else "none open"
+
+
+def sealing(has_database: bool) -> str:
+    """Batches that ended long ago and still keep the rows of their day."""
+    _skip_without_schema(has_database)
+    from sqlalchemy import func, select, text
+
+    from xalen_batch import db, ids
+    from xalen_batch.models import Batch
+    from xalen_batch.models.batches import UNSEALED
+    from xalen_batch.states import TERMINAL
+
+    ended_at = func.coalesce(Batch.completed_at, Batch.expired_at, Batch.cancelled_at)
+    with db.reading() as session:
+        late = session.scalars(
+            select(Batch.id)
+            .where(
+                text(UNSEALED), Batch.status.in_(TERMINAL), ended_at < func.now() - SEALED_WITHIN
+            )
+            .order_by(Batch.id)
+            .limit(MOST_NAMED)
+        ).all()
+    if late:
+        named = ", ".join(ids.render("batch", id) for id in late)
+        raise Doubtful(
+            f"Not sealed an hour after they ended: {named}. They keep all rows of their days. Is a"
+            " worker running? If so, the log says why: batch.unsealable (docs/operating.md)."
+        )
+    return "every batch that ended more than an hour ago is sealed"
+
+
+def kept(has_database: bool) -> str:
+    """The size of the largest tables, with their rows as PostgreSQL last estimated them."""
+    _skip_without_schema(has_database)
+    from sqlalchemy import text
+
+    from xalen_batch import db
+    from xalen_batch.config import MiB
+
+    with db.reading() as session:
+        tables = session.execute(text(_SIZES)).all()
+    shown = [
+        f"{table.name} {table.bytes / MiB:,.1f} MiB, about {table.rows:,} rows"
+        for table in tables[:MOST_NAMED]
+    ]
+    total = sum(table.bytes for table in tables) / MiB
+    return f"{total:,.1f} MiB in {len(tables)} tables: {'; '.join(shown)}"
+
+
+# The partitions of a table count as one. PostgreSQL has estimated no rows of a table yet: -1.
+_SIZES = """
+    SELECT coalesce(whole.relname, part.relname) AS name,
+           sum(pg_total_relation_size(part.oid))::bigint AS bytes,
+           sum(greatest(part.reltuples, 0))::bigint AS rows
+    FROM pg_class AS part
+    LEFT JOIN pg_inherits ON inhrelid = part.oid
+    LEFT JOIN pg_class AS whole ON whole.oid = inhparent
+    WHERE part.relkind = 'r' AND part.relnamespace = current_schema()::regnamespace
+    GROUP BY 1 ORDER BY 2 DESC, 1
+"""
 
 
 def _skip_without_schema(has_database: bool) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 
 import typer
 
-from xalen_batch.cli import clock, inputs, progress
+from xalen_batch.cli import clock, progress
 from xalen_batch.cli.client import ApiClient, ApiOptions
 from xalen_batch.cli.failures import INTERRUPTED, ApiError, Failed
+from xalen_batch.cli.joined import InputFile, joined
 from xalen_batch.cli.option_groups import with_option_groups
 from xalen_batch.cli.options import Json, ScheduleId, examples
 from xalen_batch.cli.output import counted, figure, print_json, safe, say
@@ -47,7 +48,7 @@ class LineRange:
 @with_option_groups
 def add(
     schedule_id: ScheduleId,
-    file: inputs.InputFile,
+    file: InputFile,
     as_json: Json = False,
     *,
     api: ApiOptions,
@@ -57,8 +58,8 @@ def add(
     A request that already waits there is not added again.
     """
     client = api.connect()
-    with inputs.opened(file) as path:
-        added = _sent(client, schedule_id, path, inputs.name_of(file))
+    with joined([file]) as source:
+        added = _sent(client, schedule_id, source.path, source.name)
     if as_json:
         print_json(added)
     known = f", {figure(added['known'])} known already" if added["known"] else ""

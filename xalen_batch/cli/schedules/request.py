@@ -9,10 +9,11 @@ from typing import Any
 
 import typer
 
-from xalen_batch.cli import clock, inputs, submit, uploads, windows
+from xalen_batch.cli import clock, submit, uploads, windows
 from xalen_batch.cli.batch_options import AUTO, parse_metadata, usage_error
 from xalen_batch.cli.client import ApiClient
 from xalen_batch.cli.failures import INTERRUPTED, Failed
+from xalen_batch.cli.joined import Joined, joined
 from xalen_batch.cli.output import safe
 from xalen_batch.cli.schedules.options import Given
 
@@ -132,13 +133,13 @@ def send_file(client: ApiClient, given: Given) -> RequestFile:
     """Check and upload the schedule's file, or look up one that exists."""
     path = given.file or given.template
     if path is not None:
-        with before_request(), inputs.opened(path) as opened:
-            endpoint, file = _upload(client, opened, path, given)
+        with before_request(), joined([path]) as source:
+            endpoint, file = _upload(client, source, path, given)
         id = file["id"]
         return RequestFile(
             {WHAT["file" if given.file else "template"]: id, "endpoint": endpoint},
             id,
-            inputs.name_of(path),
+            source.name,
         )
     if id := given.file_id or given.template_id:
         endpoint = given.endpoint or _endpoint(client.first_line(f"/files/{id}/content"), id)
@@ -148,11 +149,13 @@ def send_file(client: ApiClient, given: Given) -> RequestFile:
     return RequestFile()
 
 
-def _upload(client: ApiClient, path: Path, file: Path, given: Given) -> tuple[str, dict[str, Any]]:
-    """The endpoint of a file, and the API's file object. `path` has the content of `file`."""
-    name = inputs.name_of(file)
+def _upload(
+    client: ApiClient, source: Joined, file: Path, given: Given
+) -> tuple[str, dict[str, Any]]:
+    """The endpoint of a file, and the API's file object."""
+    path, name = source.path, source.name
     if given.file:
-        checked = submit.check(client, path, file, given.endpoint or AUTO, given.on_invalid)
+        checked = submit.check(client, source, [file], given.endpoint or AUTO, given.on_invalid)
         return checked.endpoint, uploads.send(client, path, name)
     # The server fills in the template, as for the next run, and validates the result.
     with path.open("rb") as lines:

@@ -6,8 +6,10 @@ from base64 import b64encode
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
-from tests.billing import Ran, ended
+from tests.billing import REFUSED, Ran, ended
+from tests.conftest import as_owner
 from tests.integration.conftest import Api, new_key
 from tests.waiting import PATIENCE
 from xalen_batch import db, ids, storage
@@ -120,13 +122,35 @@ def test_an_object_that_is_shorter_than_its_row_breaks_off(api: Api, file: str) 
     assert (found.status, found.error["code"]) == (503, "service_unavailable")
 
 
-def test_an_object_that_is_gone_is_an_error_and_head_does_not_see_it(api: Api, file: str) -> None:
+def test_an_object_that_is_gone_is_an_error_for_get_and_head(api: Api, file: str) -> None:
     storage.delete(_key(file))
     for fields in ({}, {"range": "bytes=5-9"}):
         found = api.ask("GET", content(file), headers=fields)
         assert (found.status, found.error["code"]) == (503, "service_unavailable")
         assert not {"etag", "content-range", "repr-digest"} & set(found.headers)
-    assert api.ask("HEAD", content(file)).headers["etag"] == TAG
+    head = api.ask("HEAD", content(file))
+    assert (head.status, "etag" in head.headers) == (503, False)
+    # A client that has the bytes may keep them.
+    assert api.ask("HEAD", content(file), headers={"if-none-match": TAG}).status == 304
+
+
+def test_head_of_a_lost_sealed_file_says_what_get_says(api: Api) -> None:
+    with db.transaction() as session:
+        caller = accounts.authenticate(session, api.key)
+    batch = ended([Ran(Usage(7, 9))] * 3, caller)
+    assert batch.output_file_id is not None
+    path = content(ids.render("file", batch.output_file_id))
+    seal.run()
+    sealed = api.ask("GET", path)
+    storage.delete(storage.output_key(batch.output_file_id))
+    for method in ("GET", "HEAD"):
+        # Its rows stand in.
+        found = api.ask(method, path)
+        assert (found.status, found.headers["etag"]) == (200, sealed.headers["etag"])
+    with as_owner() as session:
+        session.execute(text("SET LOCAL session_replication_role = replica"))
+        session.execute(text("DELETE FROM results"))
+    assert [api.ask(method, path).status for method in ("GET", "HEAD")] == [503, 503]
 
 
 def test_a_sealed_file_is_read_in_parts_and_compressed(api: Api) -> None:
@@ -165,3 +189,29 @@ def _key(file: str) -> str:
     id = ids.parse("file", file)
     assert id is not None
     return storage.key(id)
+
+
+def test_an_offset_leaves_out_lines(api: Api) -> None:
+    with db.transaction() as session:
+        caller = accounts.authenticate(session, api.key)
+    answer = Answered(200, b'{"text":"' + b"word " * 50_000 + b'"}', Usage(7, 9))
+    batch = ended([*[Ran(answer)] * 12, Ran(REFUSED)], caller)
+    assert batch.output_file_id is not None
+    assert batch.error_file_id is not None
+    output, errors = (
+        content(ids.render("file", id)) for id in (batch.output_file_id, batch.error_file_id)
+    )
+    lines = api.ask("GET", output).body.splitlines(keepends=True)
+    assert len(lines) == 12
+    for _ in ("from rows", "sealed"):
+        for offset in (0, 1, 5, 11, 12, 100):
+            found = api.ask("GET", f"{output}?offset={offset}")
+            assert found.body == b"".join(lines[offset:])
+            assert (found.headers["x-incomplete"], found.headers["x-last-line"]) == ("false", "12")
+            assert "etag" not in found.headers
+        assert api.ask("GET", f"{errors}?offset=0").headers["x-last-line"] == "1"
+        seal.run()
+    upload = content(api.upload(b"a\nb\nc")["id"])
+    found = api.ask("GET", f"{upload}?offset=2")
+    assert (found.body, "x-last-line" in found.headers) == (b"c", False)
+    assert api.ask("GET", f"{upload}?offset=-1").error["param"] == "offset"

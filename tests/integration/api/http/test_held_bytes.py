@@ -18,7 +18,7 @@ from tests.waiting import wait_until
 from xalen_batch import content, db, ids, storage
 from xalen_batch.accounts import accounts
 from xalen_batch.accounts.accounts import Owner
-from xalen_batch.api import app, batches, files, schedules, uploads
+from xalen_batch.api import app, batches, files, receive, schedules
 from xalen_batch.api.http import budget, middleware, responses
 from xalen_batch.config import MiB
 from xalen_batch.content import Rendered
@@ -211,11 +211,11 @@ class TestBodies:
     def test_uploads_under_way_count_with_what_they_hold(
         self, api: Api, opened: ExitStack, configure: Callable[..., None]
     ) -> None:
-        configure(held_bytes=5 * uploads.UPLOAD_BYTES, max_inbox_bytes=MiB)
+        configure(held_bytes=5 * receive.UPLOAD_BYTES, max_inbox_bytes=MiB)
         kind, body = multipart(("purpose", None, b"batch"), ("file", "a.jsonl", b"{}\n"))
         upload, mine = (f"content-type: {kind}", f"content-length: {len(body)}"), owner(api.key)
         first = begin(api, opened, "POST", "/v1/files", *upload, sent=body[:-1])
-        wait_until(lambda: budget.bodies.held(mine) == uploads.UPLOAD_BYTES)
+        wait_until(lambda: budget.bodies.held(mine) == receive.UPLOAD_BYTES)
         status, error, _ = answered(begin(api, opened, "POST", "/v1/files", *upload))
         assert (status, error["code"]) == (429, "bodies_limit")
         first.sendall(body[-1:])

@@ -26,6 +26,7 @@ __all__ = ["engine"]
 pytestmark = pytest.mark.usefixtures("database", "valkey")
 
 MISTRAL = "mistral-small-3-1"
+BIG = 2**70 + 1
 HELLO: list[Any] = [{"role": "user", "content": "Where is my parcel?"}]
 
 
@@ -57,6 +58,22 @@ def at_work(engine: Engine) -> Iterator[None]:
 def total(batch: Batch) -> Decimal:
     with db.reading() as session:
         return session.scalars(select(Invoice).where(Invoice.batch_id == batch.id)).one().total
+
+
+def test_a_flex_call_keeps_a_number_of_more_than_64_bits(api: Api, engine: Engine) -> None:
+    body = {"model": MISTRAL, "input": "Hello", "user": BIG, "service_tier": "flex"}
+    with at_work(engine):
+        answer = api.ask("POST", "/v1/responses", body)
+    assert (answer.status, answer.json["user"]) == (200, BIG)
+
+
+def test_a_call_in_the_background_keeps_one(api: Api, engine: Engine) -> None:
+    body = {"model": MISTRAL, "input": "Hello", "user": BIG, "background": True}
+    begun = api.ask("POST", "/v1/responses", body)
+    assert (begun.status, begun.json["user"]) == (200, BIG)
+    work(engine)
+    ended = api.ask("GET", f"/v1/responses/{begun.json['id']}")
+    assert (ended.json["status"], ended.json["user"]) == ("completed", BIG)
 
 
 def test_flex_waits_for_a_worker_and_costs_half(api: Api, engine: Engine) -> None:

@@ -7,17 +7,29 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import openai
 import pytest
+from openai.types.chat import ChatCompletionChunk
 
-from tests.waiting import PATIENCE
+from tests.waiting import PATIENCE, wait_until
 from xalen_batch import catalog
 from xalen_batch.backends.simulated.server import Simulator, close, listen
 
 MODELS = catalog.read(None)
+MISTRAL = "mistral-small-3-1"
+HELLO: list[Any] = [{"role": "user", "content": "Hello"}]
+TOOL: Any = {
+    "type": "function",
+    "name": "find",
+    "parameters": {
+        "type": "object",
+        "properties": {"city": {"type": "string"}},
+        "required": ["city"],
+    },
+}
 BODY = json.dumps(
     {"model": "mistral-small-3-1", "messages": [{"role": "user", "content": "Hello"}]}
 ).encode()
@@ -115,6 +127,12 @@ def test_what_is_not_http_is_answered_and_the_connection_closed() -> None:
     assert only[0] == 400
 
 
+def test_a_response_repeats_a_number_of_more_than_64_bits() -> None:
+    body = json.dumps({"model": MISTRAL, "input": "Hello", "store": 2**70}).encode()
+    (status, answer), _ = exchange(post(body, "/v1/responses"))
+    assert (status, json.loads(answer)["store"]) == (200, 2**70)
+
+
 def test_faults_from_outside_come_at_their_rate_and_by_seed() -> None:
     sent = post(BODY) * 200
     first = [status for status, _ in exchange(sent, fault_rate=0.25, fault="status=503", seed=7)]
@@ -129,27 +147,158 @@ def test_an_unknown_fault_is_refused_at_the_start() -> None:
         Simulator(MODELS, fault="explode")
 
 
-def test_the_official_client_works_against_it() -> None:
-    def use(url: str) -> None:
-        with openai.OpenAI(base_url=url, api_key="any", max_retries=0) as client:
-            assert [model.id for model in client.models.list()] == list(MODELS)
-            completion = client.chat.completions.create(
-                model="mistral-small-3-1", messages=[{"role": "user", "content": "Hello"}]
-            )
-            assert completion.system_fingerprint == "simulated"
-            with pytest.raises(openai.NotFoundError):
-                client.chat.completions.create(
-                    model="other", messages=[{"role": "user", "content": "Hello"}]
-                )
+Use = Callable[[openai.OpenAI, Simulator], None]
+
+
+def with_client(use: Use, **simulator: Any) -> None:
+    """Let the official client use a server of its own."""
 
     async def main() -> None:
-        shared = Simulator(MODELS, latency_ms=0)
+        shared = Simulator(MODELS, **{"latency_ms": 0, **simulator})
         server = await listen(shared, "127.0.0.1", 0)
-        await asyncio.to_thread(use, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1")
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        with openai.OpenAI(base_url=url, api_key="any", max_retries=0, timeout=PATIENCE) as client:
+            await asyncio.to_thread(use, client, shared)
         await close(server, shared)
 
-    run: Coroutine[Any, Any, None] = main()
-    asyncio.run(run)
+    asyncio.run(main())
+
+
+def test_the_official_client_works_against_it() -> None:
+    def use(client: openai.OpenAI, _: Simulator) -> None:
+        assert [model.id for model in client.models.list()] == list(MODELS)
+        completion = client.chat.completions.create(model=MISTRAL, messages=HELLO)
+        assert completion.system_fingerprint == "simulated"
+        with pytest.raises(openai.NotFoundError):
+            client.chat.completions.create(model="other", messages=HELLO)
+
+    with_client(use)
+
+
+class TestStreams:
+    def test_a_chat(self) -> None:
+        def use(client: openai.OpenAI, _: Simulator) -> None:
+            chunks = list(
+                client.chat.completions.create(model=MISTRAL, messages=HELLO, stream=True)
+            )
+            assert len(chunks) > 5
+            assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+            assert chunks[-1].choices[0].finish_reason == "stop"
+            assert {chunk.usage for chunk in chunks} == {None}
+            with client.chat.completions.stream(
+                model=MISTRAL, messages=HELLO, stream_options={"include_usage": True}
+            ) as stream:
+                whole = stream.get_final_completion()
+            assert whole.usage
+            assert whole.usage.prompt_tokens > 0
+            assert whole.usage.total_tokens > whole.usage.prompt_tokens
+
+        with_client(use)
+
+    def test_a_completion(self) -> None:
+        def use(client: openai.OpenAI, _: Simulator) -> None:
+            *texts, usage = client.completions.create(
+                model=MISTRAL, prompt="Hi", stream=True, stream_options={"include_usage": True}
+            )
+            assert "".join(chunk.choices[0].text for chunk in texts)
+            assert usage.choices == []
+            assert usage.usage
+            assert usage.usage.completion_tokens > 0
+
+        with_client(use)
+
+    def test_a_response(self) -> None:
+        def use(client: openai.OpenAI, _: Simulator) -> None:
+            with client.responses.stream(model=MISTRAL, input="Hello", max_output_tokens=9) as told:
+                events = list(told)
+                final = events[-1]
+            assert final.type == "response.incomplete"
+            deltas = [each.delta for each in events if each.type == "response.output_text.delta"]
+            assert "".join(deltas) == final.response.output_text
+            assert final.response.usage
+            assert final.response.usage.output_tokens == 9
+
+        with_client(use)
+
+    def test_the_tool_calls_of_a_response(self) -> None:
+        def use(client: openai.OpenAI, _: Simulator) -> None:
+            with client.responses.stream(
+                model=MISTRAL, input="Hello", tools=[TOOL], tool_choice="required"
+            ) as told:
+                final = told.get_final_response()
+            (call,) = final.output
+            assert call.type == "function_call"
+            assert (call.name, "city" in json.loads(call.arguments)) == ("find", True)
+
+        with_client(use)
+
+    def test_its_form_on_the_wire(self) -> None:
+        async def main() -> None:
+            shared = Simulator(MODELS, latency_ms=0)
+            server = await listen(shared, "127.0.0.1", 0)
+            port = server.sockets[0].getsockname()[1]
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(
+                post(json.dumps({**json.loads(BODY), "stream": True}).encode())
+                + post(BODY, "/v1/chat/completions", "connection: close")
+            )
+            streamed, _, whole = (await reader.read()).partition(b"0\r\n\r\n")
+            assert b"content-type: text/event-stream" in streamed
+            assert streamed.endswith(b"data: [DONE]\n\n\r\n")
+            # The connection lives on, and the next answer waits for the end of the stream.
+            assert whole.startswith(b"HTTP/1.1 200 OK")
+            writer.close()
+            await close(server, shared)
+
+        asyncio.run(main())
+
+    def test_an_error_is_no_stream(self) -> None:
+        def use(client: openai.OpenAI, _: Simulator) -> None:
+            with pytest.raises(openai.InternalServerError) as raised:
+                stream(client, "status=503;retry_after=1")
+            assert raised.value.response.headers["retry-after"] == "1"
+
+        with_client(use)
+
+    @pytest.mark.parametrize(("fault", "begins"), [("truncate", True), ("reset", False)])
+    def test_a_connection_that_breaks(self, fault: str, begins: bool) -> None:
+        def use(client: openai.OpenAI, _: Simulator) -> None:
+            chunks: list[ChatCompletionChunk] = []
+            with pytest.raises(openai.APIConnectionError):
+                chunks.extend(stream(client, fault))
+            assert bool(chunks) == begins
+
+        with_client(use)
+
+    def test_without_usage(self) -> None:
+        def use(client: openai.OpenAI, _: Simulator) -> None:
+            assert {chunk.usage for chunk in stream(client, "no_usage")} == {None}
+
+        with_client(use)
+
+    def test_events_are_spread_over_the_latency_and_end_with_their_client(self) -> None:
+        def use(client: openai.OpenAI, simulator: Simulator) -> None:
+            # A whole answer would take minutes.
+            with stream(client, "slow=90000") as told:
+                assert next(iter(told)).choices[0].delta.role == "assistant"
+                (connection,) = simulator.connections
+                (pending,) = connection.pending
+                assert pending.timer is not None
+                assert not pending.timer.cancelled()
+            wait_until(lambda: not simulator.connections)
+            assert pending.timer.cancelled()
+
+        with_client(use)
+
+
+def stream(client: openai.OpenAI, simulate: str) -> openai.Stream[ChatCompletionChunk]:
+    return client.chat.completions.create(
+        model=MISTRAL,
+        messages=HELLO,
+        stream=True,
+        stream_options={"include_usage": True},
+        metadata={"simulate": simulate},
+    )
 
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])

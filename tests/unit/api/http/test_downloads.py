@@ -33,7 +33,7 @@ def stored(*, has_zstd: bool = False, is_lost: bool = False) -> Stored:
             yield BYTES[begin : min(end, begin + 100)]
 
     zstd = Zstd(lambda: iter([PACKED]), len(PACKED), lambda: not is_lost) if has_zstd else None
-    return Stored(chunks, len(BYTES), SHA256, zstd)
+    return Stored(chunks, lambda: None, len(BYTES), SHA256, zstd)
 
 
 def unread() -> Iterator[bytes]:
@@ -80,7 +80,7 @@ def test_a_whole_download_names_its_bytes() -> None:
 
 
 def test_head_reads_nothing_and_has_the_digest_of_the_file_but_of_no_content() -> None:
-    content = Stored(lambda *_: unread(), len(BYTES), SHA256)
+    content = Stored(lambda *_: unread(), lambda: None, len(BYTES), SHA256)
     got = ask(stored()).headers
     del got["content-digest"]
     for fields in ({}, {"range": "bytes=0-9"}, {"range": "bytes=9999-"}):
@@ -114,7 +114,7 @@ def test_a_range_behind_the_end_is_an_error() -> None:
 
 
 def test_if_none_match_saves_the_download() -> None:
-    content = Stored(lambda *_: unread(), len(BYTES), SHA256)
+    content = Stored(lambda *_: unread(), lambda: None, len(BYTES), SHA256)
     for method in ("GET", "HEAD"):
         found = ask(content, method, if_none_match=f'"x", W/{TAG}')
         assert (found.status, found.body) == (304, b"")

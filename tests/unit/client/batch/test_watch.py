@@ -80,3 +80,18 @@ def test_a_batch_that_does_not_exist_does_not_go_on() -> None:
     with pytest.raises(NotFoundError) as caught, Watch("batch_1", {}).telling():
         raise missing
     assert not hasattr(caught.value, "__notes__")
+
+
+def test_a_stream_is_opened_again_if_it_told_something_and_lasted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(watch.time, "monotonic", lambda: now[0])
+    for reports, seconds, again in ((0, 25, False), (1, 1, False), (1, 6, True)):
+        waiting = watch.Watch("batch_1", {"progress": False})
+        assert waiting.begins_stream()
+        for _ in range(reports):
+            waiting.has_ended(Batch.model_construct(status="in_progress"))
+        now[0] += seconds
+        waiting.stream_is_over()
+        assert waiting.begins_stream() is again

@@ -1,9 +1,11 @@
 """A batch in one call, with both kinds of clients, over a network that breaks."""
 
 import asyncio
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import openai
 import pytest
@@ -12,7 +14,7 @@ from openai.types.chat import ChatCompletion
 from tests.unit.client import stub_api
 from tests.unit.client.stub_api import KEY, Api, answer, jsonl, refusal
 from xalen import XALEN, AsyncXALEN, BatchFailed, LineResult
-from xalen.batch import outage
+from xalen.batch import outage, watch
 
 BODY = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 REQUESTS = [{"custom_id": custom_id, "body": BODY} for custom_id in "abc"]
@@ -231,3 +233,111 @@ def test_a_loop_that_ends_early_closes_its_connections(api: Api) -> None:
         assert all(
             connection.is_idle() or connection.is_closed() for connection in pool.connections
         )
+
+
+def streamed(*statuses: str, more: bytes = b"") -> bytes:
+    """The body of an event stream."""
+    told = b": heartbeat\nretry: 2000\n"
+    for status in statuses:
+        batch = {"id": "batch_1", "status": status, "output_file_id": "file-out"}
+        told += b"id: x\nevent: progress\ndata: " + json.dumps(batch).encode() + b"\n\n: beat\n"
+    return told + more
+
+
+def sync_wait(api: Api, **options: Any) -> Any:
+    with XALEN(api_key=KEY, base_url=api.base_url, max_retries=0) as client:
+        return client.batches.wait("batch_1", **options)
+
+
+def async_wait(api: Api, **options: Any) -> Any:
+    async def main() -> Any:
+        async with AsyncXALEN(api_key=KEY, base_url=api.base_url, max_retries=0) as client:
+            return await client.batches.wait("batch_1", **options)
+
+    return asyncio.run(main())
+
+
+waits = pytest.mark.parametrize("wait", [sync_wait, async_wait])
+
+
+@waits
+def test_a_wait_follows_the_events(api: Api, wait: Callable[..., Any]) -> None:
+    api.streams = [streamed("in_progress", "finalizing", "completed")]
+    seen: list[str] = []
+    results = wait(api, progress=lambda batch: seen.append(batch.status))
+    assert seen == ["validating", "in_progress", "finalizing", "completed"]
+    assert results.batch.output_file_id == "file-out"
+    assert len(api.sent("GET", "/batches/batch_1")) == 1
+
+
+@waits
+@pytest.mark.parametrize("body", [b"", streamed("in_progress", more=b"data: no JSON\n\n"), None])
+def test_a_wait_polls_where_the_events_fail(
+    api: Api, wait: Callable[..., Any], body: bytes | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "FIRST_PAUSE", 0.001)
+    api.streams = [] if body is None else [body, streamed("completed")]
+    assert wait(api).batch.status == "completed"
+    assert len(api.sent("GET", "/batches/batch_1/events")) == 1
+
+
+@waits
+def test_a_stream_that_ended_before_its_batch_is_opened_again(
+    api: Api, wait: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "SHORTEST_STREAM", 0.0)
+    api.statuses = ["in_progress"]
+    api.streams = [streamed("in_progress"), streamed("cancelled")]
+    assert wait(api).batch.status == "cancelled"
+
+
+@waits
+@pytest.mark.parametrize("options", [{"poll_interval": 0}, {"max_wait_seconds": 60}])
+def test_who_names_a_time_polls(
+    api: Api, wait: Callable[..., Any], options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "FIRST_PAUSE", 0.001)
+    assert wait(api, **options).batch.status == "completed"
+    assert api.sent("GET", "/batches/batch_1/events") == []
+
+
+def test_a_retry_sends_what_is_given(api: Api) -> None:
+    api.others["POST /batches/batch_1/retry"] = {"id": "batch_2", "retry_of": "batch_1"}
+
+    async def ask() -> str:
+        async with AsyncXALEN(api_key=KEY, base_url=api.base_url) as client:
+            return (await client.batches.retry("batch_1")).id
+
+    with XALEN(api_key=KEY, base_url=api.base_url) as client:
+        made = client.batches.retry("batch_1", codes=["http_503"], metadata={"try": "2"})
+    assert (made.id, asyncio.run(ask())) == ("batch_2", "batch_2")
+    bodies = [body for verb, _, _, body in api.requests if verb == "POST"]
+    assert json.loads(bodies[0]) == {"codes": ["http_503"], "metadata": {"try": "2"}}
+    assert json.loads(bodies[1]) == {}
+    assert api.sent("POST", "/batches/batch_1/retry")[0]["idempotency-key"]
+
+
+def sync_list(api: Api, **filters: Any) -> None:
+    with XALEN(api_key=KEY, base_url=api.base_url, max_retries=0) as client:
+        client.batches.list(**filters)
+
+
+def async_list(api: Api, **filters: Any) -> None:
+    async def main() -> None:
+        async with AsyncXALEN(api_key=KEY, base_url=api.base_url, max_retries=0) as client:
+            await client.batches.list(**filters)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("ask", [sync_list, async_list])
+def test_a_list_has_filters(api: Api, ask: Callable[..., None]) -> None:
+    ask(api, status="failed", metadata={"team": "search"}, order="asc", limit=5)
+    method, target, *_ = api.requests[-1]
+    assert (method, urlsplit(target).path) == ("GET", "/batches")
+    assert sorted(parse_qsl(urlsplit(target).query)) == [
+        ("limit", "5"),
+        ("metadata[team]", "search"),
+        ("order", "asc"),
+        ("status", "failed"),
+    ]

@@ -1,4 +1,4 @@
-"""The slots of live calls in one API process: who may send now, and who waits."""
+"""The permits of live calls in one API process: who may send now, and who waits."""
 
 import asyncio
 from collections import deque
@@ -7,32 +7,32 @@ from contextlib import asynccontextmanager, suppress
 
 from xalen_batch import ids, log
 from xalen_batch.api.live import errors
-from xalen_batch.ratelimit.slots import UNAVAILABLE, SharedSlots, reserve_of
+from xalen_batch.ratelimit.permits import UNAVAILABLE, SharedPermits, reserve_of
 
 logger = log.get(__name__)
 
-# Seconds between two renewals of the slots, and seconds without a call after which all are given
-# back. A renewal keeps the slots that were in use at a time since the one before the last.
+# Seconds between two renewals of the permits, and seconds without a call after which all are given
+# back. A renewal keeps the permits that were in use at a time since the one before the last.
 RENEWAL, FORGOTTEN_AFTER = 0.25, 30.0
-# Seconds until slots are asked for again while calls wait for lines of batches to be answered.
+# Seconds until permits are asked for again while calls wait for lines of batches to be answered.
 ASK_AGAIN = 0.005
-# Most calls that wait for a slot in one process; further ones are told that the model is busy.
+# Most calls that wait for a permit in one process; further ones are told that the model is busy.
 MOST_WAITING = 1_000
 _process = ids.new().hex
 
 
-class LiveSlots:
-    """The slots of one backend that this process holds; event loop thread only."""
+class LivePermits:
+    """The permits of one backend that this process holds; event loop thread only."""
 
     def __init__(self, model: str, name: str, most: int, reserve: int) -> None:
         self._model = model
         self._most = most
         self._alone = reserve_of(most, reserve)
-        self._shared = SharedSlots(_process, name, most, reserve)
+        self._shared = SharedPermits(_process, name, most, reserve)
         self._held = 0
         self._used = 0
-        # The most slots in use since the last renewal, and between the two before; when a call last
-        # came.
+        # The most permits in use since the last renewal, and between the two before; when a call
+        # last came.
         self._peak = self._peak_before = 0
         self._called_at = 0.0
         self._waiting: deque[asyncio.Future[None]] = deque()
@@ -44,7 +44,7 @@ class LiveSlots:
 
     @asynccontextmanager
     async def one(self) -> AsyncIterator[None]:
-        """A slot for one call. Raises TooManyRequests if the backend has none for live calls."""
+        """A permit for one call. Raises TooManyRequests if the backend has none for live calls."""
         self._called_at = asyncio.get_running_loop().time()
         if self._used >= self._held or self._waiting:
             await self._wait()
@@ -57,7 +57,7 @@ class LiveSlots:
             self._let_pass()
 
     async def close(self) -> None:
-        """Give every slot back."""
+        """Give every permit back."""
         tasks = [task for task in (self._asking, self._renewing) if task is not None]
         for task in tasks:
             task.cancel()
@@ -81,7 +81,7 @@ class LiveSlots:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled() and turn.exception() is None:
-                # The slot was granted as its call was given up.
+                # The permit was granted as its call was given up.
                 self._used -= 1
                 self._let_pass()
             elif turn in self._waiting:
@@ -96,7 +96,7 @@ class LiveSlots:
                 turn.set_result(None)
 
     async def _ask(self) -> None:
-        """Ask for slots until no call waits."""
+        """Ask for permits until no call waits."""
         told = 0
         while self._waiting:
             wanted, possible = await self._hold()
@@ -116,16 +116,16 @@ class LiveSlots:
             self._renewing = asyncio.create_task(self._renew())
 
     async def _hold(self, least: int = 1) -> tuple[int, int]:
-        """Hold slots for all calls, `least` or more; how many were asked for, and are possible."""
+        """Hold permits for all calls, `least` or more; those asked for, and those possible."""
         async with self._holding:
             wanted = min(max(self._used + len(self._waiting), least), self._most)
-            # Slots that are given back are not used from now on.
+            # Permits that are given back are not used from now on.
             self._held = min(self._held, wanted)
             try:
                 found = await self._shared.hold_live(wanted)
             except UNAVAILABLE as error:
                 if not self._is_away:
-                    logger.warning("slots.alone", model=self._model, error=type(error).__name__)
+                    logger.warning("permits.alone", model=self._model, error=type(error).__name__)
                 self._is_away = True
                 self._held = self._alone
                 return wanted, self._alone
@@ -139,7 +139,7 @@ class LiveSlots:
                 await self._shared.call_workers()
 
     async def _renew(self) -> None:
-        """Renew the slots, and give back those that are not used."""
+        """Renew the permits, and give back those that are not used."""
         loop = asyncio.get_running_loop()
         while self._used or self._waiting or loop.time() < self._called_at + FORGOTTEN_AFTER:
             await asyncio.sleep(RENEWAL)

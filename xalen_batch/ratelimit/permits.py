@@ -1,7 +1,9 @@
-"""The slots of one backend: its most requests in flight, shared by live calls and batches.
+"""The permits of one backend, `max_in_flight` of them, shared by live calls and batches.
 
-API and worker processes note in Redis how many slots they hold, and for how many live calls wait.
-Live calls come first: workers keep the slots that no live call wants, and give slots up as their
+A request in flight takes one.
+
+API and worker processes note in Redis how many permits they hold, and for how many live calls wait.
+Live calls come first: workers keep the permits that no live call wants, and give permits up as their
 lines are answered. An entry that its process has not renewed for KEPT_FOR seconds does not count.
 While Redis is unavailable, live calls use the reserve, and batches the rest.
 """
@@ -12,31 +14,33 @@ from typing import NamedTuple, cast
 
 from xalen_batch.ratelimit.buckets import REDIS_TIMEOUT, UNAVAILABLE, connect
 
-__all__ = ["KEPT_FOR", "UNAVAILABLE", "Held", "Share", "SharedSlots", "name_of", "reserve_of"]
+__all__ = ["KEPT_FOR", "UNAVAILABLE", "Held", "Share", "SharedPermits", "name_of", "reserve_of"]
 
 # Seconds after which an entry that was not renewed is dropped.
 KEPT_FOR = 5
-# Without a reserve in the catalog, live calls use this share of the slots while Redis is away.
+# Without a reserve in the catalog, live calls use this share of the permits while Redis is away.
 FALLBACK_SHARE = 1 / 8
+# The names in Redis are those of the first version: processes of both share the permits while an
+# installation is upgraded.
 CHANNEL = "xalen:slots:wanted"
 
 
 class Held(NamedTuple):
-    """The slots of an API process. `possible`: those that it could have once batches give way."""
+    """The permits of an API process. `possible`: those that it could have once batches give way."""
 
     held: int
     possible: int
 
 
 class Share(NamedTuple):
-    """The slots that a worker process may use; `is_bounded`: because of live calls."""
+    """The permits that a worker process may use; `is_bounded`: because of live calls."""
 
-    slots: int
+    permits: int
     is_bounded: bool
 
 
 # KEYS: the entries of one backend, by process. ARGV: process, kind (live or batch), seconds for
-# which an entry counts, all slots, reserve, and for live: slots wanted; for batch: slots in use,
+# which an entry counts, all permits, reserve, and for live: permits wanted; for batch: permits in use,
 # and the process's share without live calls. An entry is "time kind wanted held".
 HOLD = """
 local clock = redis.call('TIME')
@@ -81,46 +85,46 @@ return result
 
 
 def name_of(model: str, *, livemode: bool) -> str:
-    """The name of a backend's slots."""
+    """The name of a backend's permits."""
     return f"{model}:{'live' if livemode else 'test'}"
 
 
-def reserve_of(slots: int, reserve: int) -> int:
-    """The slots of live calls while Redis is unavailable."""
-    return min(slots, max(reserve, round(slots * FALLBACK_SHARE), 1))
+def reserve_of(permits: int, reserve: int) -> int:
+    """The permits of live calls while Redis is unavailable."""
+    return min(permits, max(reserve, round(permits * FALLBACK_SHARE), 1))
 
 
-class SharedSlots:
-    """The slots of one backend as one process sees them; event loop thread only."""
+class SharedPermits:
+    """The permits of one backend as one process sees them; event loop thread only."""
 
-    def __init__(self, process: str, name: str, slots: int, reserve: int) -> None:
+    def __init__(self, process: str, name: str, permits: int, reserve: int) -> None:
         self._client = connect()
         self._script = self._client.register_script(HOLD)
         self._key = f"xalen:slots:{name}"
         self._name = name
         self._process = process
-        self._all = slots
+        self._all = permits
         self._reserve = reserve
 
     async def hold_live(self, wanted: int) -> Held:
-        """Ask for this many slots for live calls. Raises UNAVAILABLE."""
+        """Ask for this many permits for live calls. Raises UNAVAILABLE."""
         return Held(*await self._ask("live", wanted))
 
     async def hold_batch(self, *, used: int, share: int) -> Share:
-        """Note the slots of a worker. `share`: those that it may use without live calls.
+        """Note the permits of a worker. `share`: those that it may use without live calls.
 
-        `used`: slots that its lines are in, or may be in before this returns. Raises UNAVAILABLE.
+        `used`: permits that its lines are in, or may be in before this returns. Raises UNAVAILABLE.
         """
-        slots, taken = await self._ask("batch", used, share)
-        return Share(slots, taken > 0)
+        permits, taken = await self._ask("batch", used, share)
+        return Share(permits, taken > 0)
 
     async def call_workers(self) -> None:
-        """Make the workers look for slots to give up now. Raises UNAVAILABLE."""
+        """Make the workers look for permits to give up now. Raises UNAVAILABLE."""
         async with asyncio.timeout(2 * REDIS_TIMEOUT):
             await self._client.publish(CHANNEL, self._name)
 
     async def give_back(self) -> None:
-        """Give all slots back. Raises UNAVAILABLE."""
+        """Give all permits back. Raises UNAVAILABLE."""
         async with asyncio.timeout(2 * REDIS_TIMEOUT):
             await self._client.hdel(self._key, self._process)
 
@@ -134,7 +138,7 @@ class SharedSlots:
 
 
 async def wanted() -> AsyncIterator[str]:
-    """The names of backends whose slots live calls wait for, as they are told.
+    """The names of backends whose permits live calls wait for, as they are told.
 
     Raises UNAVAILABLE when the connection is lost.
     """

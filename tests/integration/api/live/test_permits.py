@@ -1,4 +1,4 @@
-"""The slots of a backend: live calls and batches together never exceed them, live calls first."""
+"""The permits of a backend: live calls and batches together never exceed them, live calls first."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -7,10 +7,10 @@ from contextlib import suppress
 import pytest
 
 from xalen_batch import ids
-from xalen_batch.api.live import slots as live_slots
-from xalen_batch.api.live.slots import LiveSlots
+from xalen_batch.api.live import permits as live_permits
+from xalen_batch.api.live.permits import LivePermits
 from xalen_batch.errors import TooManyRequests
-from xalen_batch.ratelimit.slots import Held, Share, SharedSlots
+from xalen_batch.ratelimit.permits import Held, Share, SharedPermits
 
 pytestmark = pytest.mark.usefixtures("valkey")
 MOST = 8
@@ -28,7 +28,7 @@ async def until(happened: Callable[[], bool]) -> None:
 
 def test_without_live_calls_a_worker_keeps_its_share() -> None:
     async def scenario(name: str) -> None:
-        worker = SharedSlots("w", name, MOST, 0)
+        worker = SharedPermits("w", name, MOST, 0)
         assert await worker.hold_batch(used=3, share=8) == Share(8, is_bounded=False)
         await worker.close()
 
@@ -37,7 +37,7 @@ def test_without_live_calls_a_worker_keeps_its_share() -> None:
 
 def test_a_reserve_is_never_given_to_a_batch() -> None:
     async def scenario(name: str) -> None:
-        worker, api = SharedSlots("w", name, MOST, 3), SharedSlots("a", name, MOST, 3)
+        worker, api = SharedPermits("w", name, MOST, 3), SharedPermits("a", name, MOST, 3)
         assert await worker.hold_batch(used=0, share=8) == Share(5, is_bounded=True)
         assert (await api.hold_live(3)).held == 3
         await worker.close()
@@ -48,12 +48,12 @@ def test_a_reserve_is_never_given_to_a_batch() -> None:
 
 def test_workers_share_all_that_live_calls_leave_and_no_more() -> None:
     async def scenario(name: str) -> None:
-        workers = [SharedSlots(f"w{number}", name, MOST, 1) for number in range(3)]
-        # A newcomer has the one slot of every worker, until the others have given theirs up.
-        first = [(await worker.hold_batch(used=0, share=8)).slots for worker in workers]
+        workers = [SharedPermits(f"w{number}", name, MOST, 1) for number in range(3)]
+        # A newcomer has the one permit of every worker, until the others have given theirs up.
+        first = [(await worker.hold_batch(used=0, share=8)).permits for worker in workers]
         assert first == [7, 1, 1]
         for _ in range(2):
-            then = [(await worker.hold_batch(used=0, share=8)).slots for worker in workers]
+            then = [(await worker.hold_batch(used=0, share=8)).permits for worker in workers]
             assert then == [3, 2, 2]
         for worker in workers:
             await worker.close()
@@ -61,9 +61,11 @@ def test_workers_share_all_that_live_calls_leave_and_no_more() -> None:
     run(scenario)
 
 
-def test_slots_that_are_given_back_are_not_used_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_permits_that_are_given_back_are_not_used_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async def scenario(name: str) -> None:
-        live = LiveSlots("m", name, MOST, 0)
+        live = LivePermits("m", name, MOST, 0)
         async with live.one(), live.one(), live.one():
             pass
         assert live._held >= 2
@@ -83,14 +85,14 @@ def test_slots_that_are_given_back_are_not_used_meanwhile(monkeypatch: pytest.Mo
 
 def test_live_calls_get_what_workers_give_up_and_never_more() -> None:
     async def scenario(name: str) -> None:
-        workers = [SharedSlots(f"w{number}", name, MOST, 0) for number in range(2)]
-        api = SharedSlots("a", name, MOST, 0)
+        workers = [SharedPermits(f"w{number}", name, MOST, 0) for number in range(2)]
+        api = SharedPermits("a", name, MOST, 0)
         for worker in workers:
             await worker.hold_batch(used=4, share=4)
         assert (await api.hold_live(4)).held == 0
         # Their lines in flight still count.
         for worker in workers:
-            assert (await worker.hold_batch(used=4, share=4)).slots == 2
+            assert (await worker.hold_batch(used=4, share=4)).permits == 2
         assert (await api.hold_live(4)).held == 0
         for in_flight, held in ((3, 2), (2, 4), (1, 4)):
             for worker in workers:
@@ -104,7 +106,7 @@ def test_live_calls_get_what_workers_give_up_and_never_more() -> None:
 
 def test_a_call_waits_for_a_line_and_then_goes() -> None:
     async def scenario(name: str) -> None:
-        worker, live = SharedSlots("w", name, MOST, 0), LiveSlots("m", name, MOST, 0)
+        worker, live = SharedPermits("w", name, MOST, 0), LivePermits("m", name, MOST, 0)
         await worker.hold_batch(used=8, share=8)
         gone = asyncio.Event()
 
@@ -118,7 +120,7 @@ def test_a_call_waits_for_a_line_and_then_goes() -> None:
         while not share.is_bounded:
             share = await worker.hold_batch(used=8, share=8)
         assert not gone.is_set()
-        await worker.hold_batch(used=share.slots, share=8)
+        await worker.hold_batch(used=share.permits, share=8)
         await calling
         await live.close()
         await worker.close()
@@ -128,12 +130,12 @@ def test_a_call_waits_for_a_line_and_then_goes() -> None:
 
 def test_a_backend_full_of_live_calls_is_busy() -> None:
     async def scenario(name: str) -> None:
-        live = LiveSlots("m", name, 2, 0)
+        live = LivePermits("m", name, 2, 0)
         async with live.one(), live.one():
             with pytest.raises(TooManyRequests, match="m is busy"):
                 async with live.one():
                     pass
-        # A slot that is free again is found without asking.
+        # A permit that is free again is found without asking.
         async with live.one():
             pass
         await live.close()
@@ -143,7 +145,7 @@ def test_a_backend_full_of_live_calls_is_busy() -> None:
 
 def test_a_call_that_is_given_up_leaves_its_place() -> None:
     async def scenario(name: str) -> None:
-        worker, live = SharedSlots("w", name, 1, 0), LiveSlots("m", name, 1, 0)
+        worker, live = SharedPermits("w", name, 1, 0), LivePermits("m", name, 1, 0)
         await worker.hold_batch(used=1, share=1)
 
         async def call() -> None:
@@ -166,7 +168,7 @@ def test_a_call_that_is_given_up_leaves_its_place() -> None:
 
 def test_without_redis_live_calls_have_the_reserve(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(name: str) -> None:
-        live = LiveSlots("m", name, MOST, 2)
+        live = LivePermits("m", name, MOST, 2)
 
         async def away(wanted: int) -> None:
             raise ConnectionError
@@ -181,12 +183,12 @@ def test_without_redis_live_calls_have_the_reserve(monkeypatch: pytest.MonkeyPat
     run(scenario)
 
 
-def test_unused_slots_are_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live_slots, "RENEWAL", 0.01)
-    monkeypatch.setattr(live_slots, "FORGOTTEN_AFTER", 0.1)
+def test_unused_permits_are_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_permits, "RENEWAL", 0.01)
+    monkeypatch.setattr(live_permits, "FORGOTTEN_AFTER", 0.1)
 
     async def scenario(name: str) -> None:
-        live, other = LiveSlots("m", name, MOST, 0), SharedSlots("other", name, MOST, 0)
+        live, other = LivePermits("m", name, MOST, 0), SharedPermits("other", name, MOST, 0)
         async with live.one(), live.one(), live.one(), live.one():
             assert (await other.hold_live(MOST)).possible < MOST
         await until(lambda: live._held == 0)

@@ -1,0 +1,1 @@
+"""Anthropic's Message Batches: another view of the same batches, for that API's clients."""
