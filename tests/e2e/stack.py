@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -76,7 +76,13 @@ class Stack:
     `code`: the checkout whose code the services that are started next run; None: this one's.
     """
 
-    def __init__(self, folder: Path, running: ExitStack, code: Path | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        running: ExitStack,
+        code: Path | None = None,
+        settings: Mapping[str, object] | None = None,
+    ) -> None:
         self.folder = folder
         self.code = code
         self.database_name = "postgres"
@@ -108,6 +114,7 @@ class Stack:
             "redis_url": f"redis://127.0.0.1:{self.redis.port}/0",
             "host": "127.0.0.1",
             "port": self.port,
+            **(settings or {}),
         }
         if code is None:
             self._migrate_here(str(through.username), str(through.password))
@@ -357,7 +364,9 @@ class Stack:
 
 
 @contextmanager
-def running(code: Path | None = None) -> Iterator[Stack]:
+def running(
+    code: Path | None = None, settings: Mapping[str, object] | None = None
+) -> Iterator[Stack]:
     # A short path: sockets live in it.
     with tempfile.TemporaryDirectory(prefix="xalen-stack-") as folder, ExitStack() as parts:
-        yield Stack(Path(folder), parts, code)
+        yield Stack(Path(folder), parts, code, settings)

@@ -1,10 +1,9 @@
 """Settings of webhooks."""
 
 from ipaddress import IPv4Network, IPv6Network
-from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field, FilePath, field_validator
 from pydantic_settings import NoDecode
 
 from xalen_batch.config.values import parted
@@ -26,7 +25,7 @@ class Webhooks(BaseModel):
             )
         ),
     ] = ()
-    webhook_ca_file: Path | None = Field(
+    webhook_ca_file: FilePath | None = Field(
         None,
         description=(
             "PEM file of certificates that are trusted besides the usual ones, for receivers"

@@ -22,7 +22,7 @@ from xalen_batch.models.webhooks import (
 )
 
 # Endpoints that one look passes; the next look goes on behind them.
-LOOKED_AT = 500
+LOOKED_AT = 200
 # Deliveries of a disabled endpoint that one call ends.
 ENDED_AT_ONCE = 1_000
 
@@ -69,11 +69,11 @@ _CANDIDATES = text("""
     looked_at AS (SELECT endpoint_id FROM pending WHERE endpoint_id IS NOT NULL LIMIT :looked_at)
     SELECT id, account_id, consecutive_failures,
         (lease_until IS NULL OR lease_until < now())
-        AND (not_before IS NULL OR not_before <= now() OR status <> 'enabled')
-        AND EXISTS (
-            SELECT FROM webhook_deliveries
-            WHERE state = 'pending' AND endpoint_id = id
-                AND (due_at <= now() OR status <> 'enabled')
+        AND (
+            status <> 'enabled' OR (not_before IS NULL OR not_before <= now()) AND EXISTS (
+                SELECT FROM webhook_deliveries
+                WHERE state = 'pending' AND endpoint_id = id AND due_at <= now()
+            )
         )
     FROM looked_at JOIN webhook_endpoints ON id = endpoint_id
     ORDER BY id

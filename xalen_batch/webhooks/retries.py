@@ -10,8 +10,8 @@ ATTEMPTS = 1 + len(PAUSES)
 JITTER = 0.2
 # Most seconds that a receiver can ask for with Retry-After.
 LONGEST_PAUSE = 86_400.0
-# A receiver that fails gets nothing for a second for each failure in a row, at most a minute: so
-# one that is down does not keep its other deliveries, and those of others, busy.
+# A receiver that fails again and again gets nothing for a second for each failure after the first,
+# at most a minute: so one that is down with a backlog does not hold a thread for hours.
 MOST_BACK_OFF = 60.0
 
 DISABLED_AFTER_FAILURES = 20
@@ -30,7 +30,7 @@ def next_pause(failed: int, chance: random.Random | None = None) -> float | None
 
 def back_off(consecutive_failures: int) -> float:
     """Seconds without an attempt for a receiver that has failed this often in a row."""
-    return min(float(consecutive_failures), MOST_BACK_OFF)
+    return min(float(consecutive_failures - 1), MOST_BACK_OFF)
 
 
 def asked_pause(status: int | None, retry_after: str | None, now: datetime) -> float:

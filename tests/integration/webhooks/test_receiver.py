@@ -5,9 +5,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 
 import pytest
 
+from tests import tls
 from tests.receivers import Got, Receiver, receiving, status
 from xalen_batch import __version__
 from xalen_batch.webhooks import receiver as clients
@@ -92,6 +94,28 @@ def test_attempts_take_turns_among_the_addresses(
     with pytest.raises(NoAnswer, match="No answer"):
         Receivers().post(url, {}, BODY, attempt=0)
     assert Receivers().post(url, {}, BODY, attempt=1).status == 200
+
+
+def test_tls_names_the_host_and_checks_the_certificate_of_its_name(
+    tmp_path: Path, configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context, authority = tls.server_context(tmp_path)
+    named: list[str | None] = []
+    context.sni_callback = lambda _, name, __: named.append(name)
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda host, port, **_: [(0, 0, 0, "", ("127.0.0.1", port))]
+    )
+    with receiving(context) as receiver:
+        url = f"https://localhost:{receiver.port}/"
+        with pytest.raises(NoAnswer, match=r"No answer: .*certificate"):
+            post(url)
+        configure(webhook_ca_file=authority)
+        assert post(url).status == 200
+        # The address is right, and the certificate is of another name.
+        with pytest.raises(NoAnswer, match=r"No answer: .*certificate"):
+            post(f"https://hooks.example.com:{receiver.port}/")
+    assert set(named) == {"localhost", "hooks.example.com"}
+    assert len(receiver.got) == 1
 
 
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])

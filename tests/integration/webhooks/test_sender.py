@@ -370,6 +370,8 @@ class TestBounds:
             sender.wake()
             wait_until(lambda: len(sender._running) == 2)
         assert len(stuck.got) == 2
+        # What waits for a receiver holds no connection that batches could need.
+        assert db.engine().pool.checkedout() == 0  # type: ignore[attr-defined]
 
     def test_receivers_that_failed_last_hold_half_of_the_threads(
         self, stuck: Receiver, configure: Configure
