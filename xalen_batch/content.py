@@ -23,11 +23,13 @@ FILES_AT_ONCE = 5_000
 class Rendered:
     """Lines that are rendered while they are sent.
 
-    `size` is None while the number of lines still grows. The lines can only be read whole.
+    `size` is None while the number of lines still grows. The lines can only be read whole. `files`:
+    those that are read side by side.
     """
 
     chunks: Callable[[], Iterator[bytes]]
     size: int | None
+    files: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,11 @@ class _Node:
         is_over = BatchStatus(self.batch.status).is_terminal
         return is_over and all(retry.is_complete for retry in self.retries)
 
+    @property
+    def files(self) -> int:
+        """The files that are read side by side, those of the retries too."""
+        return len(self.parts) + sum(retry.files for retry in self.retries)
+
     def lines(self) -> Iterator[Numbered]:
         """The lines that have ended, ascending, with the results of the retries in their places."""
         own = heapq.merge(*(_numbered(part()) for part in self.parts))
@@ -89,7 +94,7 @@ def of(session: Session, owner: Owner, public_id: str) -> Merged:
             node = _node(session, owner, retry, nodes.pop(retry.id, ()))
             nodes.setdefault(retry.retry_of, []).append(node)
     root = _node(session, owner, batch, nodes.get(batch.id, ()))
-    return Merged(Rendered(partial(_chunks, root), None), root.is_complete)
+    return Merged(Rendered(partial(_chunks, root), None, max(root.files, 1)), root.is_complete)
 
 
 def _node(session: Session, owner: Owner, batch: Batch, below: Sequence[_Node]) -> _Node:

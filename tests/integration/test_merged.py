@@ -82,6 +82,8 @@ def test_the_last_result_of_each_line_counts_also_that_of_a_retry_of_a_retry(
     ]
     assert read(busy) == [("two", "again"), ("five", "third")]
     assert found(first).is_complete
+    # Two of the first, and of the retries two, two and one: bytes of each are counted.
+    assert found(first).content.files == 7
 
 
 def test_a_line_of_a_retry_keeps_its_bytes() -> None:

@@ -50,6 +50,7 @@ def _rendered(content: Rendered, headers: Mapping[str, str]) -> Response:
         content.chunks(),
         headers={**headers, **length, "accept-ranges": "none"},
         media_type=BYTES,
+        files=content.files,
     )
 
 

@@ -31,6 +31,8 @@ SLICE_BYTES = 256 * 1024
 # The bytes that a stream holds for a client that does not read: two pieces of about 1 MiB, and a
 # slice of each of the two before.
 STREAM_BYTES = 5 * MiB // 2
+# The bytes of a file of which a piece is held until its lines' turn comes.
+FILE_BYTES = 1 * MiB
 # The pieces that are read at a time, in this process and for one account. These threads are not
 # those of short requests, which a slow store would block. The limit for an account keeps its
 # streams from delaying those of others.
@@ -63,9 +65,10 @@ def _stored(answer: IdempotentAnswer, body: bytes) -> Response:
 class Stream(StreamingResponse):
     """Streams pieces of at most about 1 MiB; reads one ahead while the client takes the one before.
 
-    Reserves STREAM_BYTES of its account's budget of answers until the last piece is sent or the
-    client is gone. The refusal of the budget, and an error of the first piece, are still answered
-    in the error envelope. The event loop thread calls it; threads of `_threads` read the pieces.
+    Reserves STREAM_BYTES of its account's budget of answers, and FILE_BYTES for each further file
+    that is read side by side, until the last piece is sent or the client is gone. The refusal of
+    the budget, and an error of the first piece, are still answered in the error envelope. The event
+    loop thread calls it; threads of `_threads` read the pieces.
     """
 
     def __init__(
@@ -75,9 +78,11 @@ class Stream(StreamingResponse):
         status_code: int = 200,
         headers: Mapping[str, str] | None = None,
         media_type: str = JSON,
+        files: int = 1,
     ) -> None:
         super().__init__((), status_code, headers=headers, media_type=media_type)
         self._pieces = pieces
+        self._held = STREAM_BYTES + (files - 1) * FILE_BYTES
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if paths.method(scope) == "HEAD":
@@ -94,7 +99,7 @@ class Stream(StreamingResponse):
         self._semaphore = _semaphores.setdefault(
             budget.key(owner), asyncio.Semaphore(THREADS_PER_ACCOUNT)
         )
-        with budget.answers.holding(owner, STREAM_BYTES):
+        with budget.answers.holding(owner, self._held):
             self.body_iterator = self._from(await self._next())
             await super().__call__(scope, receive, send)
 
