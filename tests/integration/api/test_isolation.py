@@ -219,6 +219,7 @@ POINTERS = [
     "UPDATE schedules SET file_id = :file WHERE id = :own_schedule",
     "UPDATE inbox_requests SET schedule_id = :own_schedule, run_id = :run",
     "UPDATE api_keys SET rotated_from = :key WHERE id = :own_key",
+    "UPDATE uploads SET file_id = :file WHERE id = :own_upload",
 ]
 
 
