@@ -27,7 +27,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session
 
-from xalen_batch import batches, catalog, db, disk, log, retries, storage
+from xalen_batch import batches, catalog, db, disk, log, storage
 from xalen_batch.accounts import quotas
 from xalen_batch.accounts.accounts import Owner
 from xalen_batch.accounts.quotas import Excess, Quota
@@ -35,7 +35,7 @@ from xalen_batch.broker import Job
 from xalen_batch.config import settings
 from xalen_batch.models import Batch, File, ScheduleRun, Task, partitions
 from xalen_batch.models.base import table_of
-from xalen_batch.pipeline import announce, fairness, record
+from xalen_batch.pipeline import announce, fairness, record, retry_input
 from xalen_batch.schedules.assemble import Assembled, assemble, traced
 from xalen_batch.states import BatchStatus, OnInvalid, TaskState
 from xalen_batch.storage import marks
@@ -237,11 +237,11 @@ def _assemble(batch: Batch, lease: _Lease, owner: Owner) -> Fault | None:
 
     Returns the fault if it cannot be assembled. Raises _LeaseLost.
     """
-    found: Assembled | retries.Written | Fault | None
+    found: Assembled | retry_input.Written | Fault | None
     if batch.retry_of is None:
         found = assemble(batch, lease.extend)
     else:
-        found = retries.assemble(batch, meanwhile=_extending(lease), extend=lease.extend)
+        found = retry_input.assemble(batch, meanwhile=_extending(lease), extend=lease.extend)
     if found is None or isinstance(found, Fault):
         return found
     with db.transaction() as session:
