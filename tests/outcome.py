@@ -7,10 +7,11 @@ from uuid import UUID
 
 from sqlalchemy import func, or_, select
 
-from xalen_batch import db, money, results
+from xalen_batch import db, money
 from xalen_batch.billing import invoices, reconcile, sums
 from xalen_batch.models import Batch, Invoice, Result, Task
 from xalen_batch.models.files import FilePart
+from xalen_batch.results import results
 from xalen_batch.states import BatchStatus, LineError, TaskState
 
 

@@ -6,9 +6,10 @@ from typing import Any
 from uuid import UUID
 
 from tests import factories
-from xalen_batch import batches, db
+from xalen_batch import db
 from xalen_batch.accounts.accounts import Owner
 from xalen_batch.backends.contract import Answered, Refused
+from xalen_batch.batches import batches
 from xalen_batch.billing.charges import Tariff
 from xalen_batch.endpoints.usage import Usage
 from xalen_batch.models import Batch

@@ -63,12 +63,12 @@ POINTS = {
     ),
     "upload: stored, no row": Point("api", "xalen_batch.api.receive:_store", "after", 2),
     "upload: before its commit": Point("api", "xalen_batch.files:create", "after", 2),
-    "create: before its commit": Point("api", "xalen_batch.batches:create", "after", 2),
+    "create: before its commit": Point("api", "xalen_batch.batches.batches:create", "after", 2),
     # Reached by transactions with a message alone, so not by those that record live calls.
     "create: after its commit, not answered": Point(
         "api", "xalen_batch.broker:_publisher", "before", 4
     ),
-    "cancel: before its commit": Point("api", "xalen_batch.batches:cancel", "after", 1),
+    "cancel: before its commit": Point("api", "xalen_batch.batches.batches:cancel", "after", 1),
 }
 
 

@@ -15,15 +15,16 @@ from sqlalchemy import func, select, update
 
 from tests import factories
 from tests.waiting import PATIENCE
-from xalen_batch import content, db, results
+from xalen_batch import db
 from xalen_batch.accounts.accounts import Caller
 from xalen_batch.backends.contract import Answered
 from xalen_batch.broker import Job
-from xalen_batch.content import Rendered
 from xalen_batch.endpoints.usage import Usage
 from xalen_batch.models import Batch, File, Result, Task
 from xalen_batch.models.files import FilePart
 from xalen_batch.pipeline import claim, finalize, record, recover, validate
+from xalen_batch.results import content, results
+from xalen_batch.results.content import Rendered
 from xalen_batch.states import TaskState
 from xalen_batch.worker.engine import Engine
 

@@ -18,13 +18,14 @@ from tests.conftest import as_owner
 from tests.integration import isolation
 from tests.integration.isolation import IDEMPOTENCY_KEY, OTHER_PARAMETERS, Actor, Kind, Request
 from tests.waiting import PATIENCE
-from xalen_batch import db, ids, results, storage, uploads
+from xalen_batch import db, ids, storage, uploads
 from xalen_batch.accounts import accounts, keys
 from xalen_batch.accounts.accounts import Caller, Owner, Scope
 from xalen_batch.endpoints.names import RESPONSES
 from xalen_batch.endpoints.usage import Usage
 from xalen_batch.models import AccountTally, Base, Batch, File, IdempotencyKey, Result
 from xalen_batch.models.files import FilePart
+from xalen_batch.results import results
 from xalen_batch.schedules import manual
 from xalen_batch.schedules.collect import check, collect
 from xalen_batch.webhooks import endpoints, history

@@ -15,7 +15,8 @@ from structlog.testing import capture_logs
 from tests import factories
 from tests.conftest import Stores
 from tests.integration import engines
-from xalen_batch import batches, db, disk, ids
+from xalen_batch import db, disk, ids
+from xalen_batch.batches import batches
 from xalen_batch.config import settings
 from xalen_batch.disk import GiB, Store
 from xalen_batch.errors import StorageFull

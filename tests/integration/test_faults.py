@@ -43,9 +43,10 @@ from tests.integration.schedules.assembling import (  # noqa: F401
     small,
 )
 from tests.waiting import wait_until
-from xalen_batch import batches, broker, db, ids, migrate, storage
+from xalen_batch import broker, db, ids, migrate, storage
 from xalen_batch.accounts.accounts import Caller
 from xalen_batch.api import health
+from xalen_batch.batches import batches
 from xalen_batch.config import settings
 from xalen_batch.models import Base, Batch
 from xalen_batch.models.files import FilePart

@@ -126,15 +126,20 @@ def create_app() -> FastAPI:
 def _most_bytes(method: str, path: str) -> int | None:
     """Most bytes of a request's body; None for an upload, whose route has its own limits."""
     match method, path.split("/")[1:]:
-        case "POST", ["v1", "files"] | ["v1", "uploads", _, "parts"] | [
-            "v1",
-            "messages",
-            "batches",
+        case [
+            "POST",
+            ["v1", "files"]
+            | ["v1", "uploads", _, "parts"]
+            | [
+                "v1",
+                "messages",
+                "batches",
+            ],
         ]:
             return None
-        case "POST", ["v1", "batches"] | ["v1", "schedules", _, "requests"]:
+        case ["POST", ["v1", "batches"] | ["v1", "schedules", _, "requests"]]:
             return settings().max_inbox_bytes
-        case "POST", ["v1", *_] if path in ENDPOINTS:
+        case ["POST", ["v1", *_]] if path in ENDPOINTS:
             return settings().max_line_bytes
     return settings().max_json_bytes
 

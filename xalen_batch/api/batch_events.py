@@ -7,12 +7,13 @@ from uuid import UUID
 from fastapi import APIRouter, Request, Response
 from sqlalchemy import select
 
-from xalen_batch import batches, db
+from xalen_batch import db
 from xalen_batch.api.batches import PATH, shown
 from xalen_batch.api.deps import BriefReader
 from xalen_batch.api.http.event_feed import Feed, State
 from xalen_batch.api.http.event_stream import EventStream
 from xalen_batch.api.schemas import BatchObject
+from xalen_batch.batches import batches
 from xalen_batch.models import Batch
 from xalen_batch.states import BatchStatus
 

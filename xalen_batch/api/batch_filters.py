@@ -10,7 +10,7 @@ from uuid import UUID
 from fastapi import Query, Request
 
 from xalen_batch import ids
-from xalen_batch.batch_lists import BatchFilters
+from xalen_batch.batches.lists import BatchFilters
 from xalen_batch.endpoints.names import NamedEndpoint
 from xalen_batch.errors import QUOTED_CHARS, InvalidRequest
 from xalen_batch.fields import LONGEST_KEY, LONGEST_VALUE, MOST_NOTES, Text, Time

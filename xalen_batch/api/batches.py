@@ -9,8 +9,7 @@ import orjson
 from fastapi import APIRouter, Depends, Query, Request, Response
 from sqlalchemy.orm import Session
 
-from xalen_batch import batch_lists, batches, content, db, files, ids, outlook, results, waits
-from xalen_batch import merged as merged_results
+from xalen_batch import db, files, ids
 from xalen_batch.accounts.accounts import Caller, Scope
 from xalen_batch.api import batch_requests, idempotency
 from xalen_batch.api.batch_filters import METADATA, asked
@@ -20,12 +19,15 @@ from xalen_batch.api.http.downloads import download
 from xalen_batch.api.http.raw_fields import keeping
 from xalen_batch.api.http.responses import listed, stored
 from xalen_batch.api.schemas import BatchObject, BatchRequest, ListObject
-from xalen_batch.batch_lists import BatchFilters
-from xalen_batch.batches import Progress
-from xalen_batch.content import Rendered
+from xalen_batch.batches import batches, lists, outlook, waits
+from xalen_batch.batches.batches import Progress
+from xalen_batch.batches.lists import BatchFilters
 from xalen_batch.models import Batch
 from xalen_batch.models.files import FilePart
 from xalen_batch.paging import Order
+from xalen_batch.results import content, results
+from xalen_batch.results import merged as merged_results
+from xalen_batch.results.content import Rendered
 from xalen_batch.states import BatchStatus, OnInvalid
 from xalen_batch.webhooks import endpoints
 
@@ -99,7 +101,7 @@ def list_batches(
     wanted = filters()
 
     def page(session: Session, limit: int, after: str | None) -> ListObject[BatchObject]:
-        found = batch_lists.page(session, caller, wanted, limit=limit, order=order, after=after)
+        found = lists.page(session, caller, wanted, limit=limit, order=order, after=after)
         return ListObject[BatchObject].of(shown(session, found.data), found.has_more)
 
     return listed(session, caller, page, limit=limit, after=after, portion=PORTION)

@@ -6,11 +6,12 @@ import orjson
 from fastapi import APIRouter, Query, Response
 from sqlalchemy.orm import Session
 
-from xalen_batch import batches, db
+from xalen_batch import db
 from xalen_batch.accounts.accounts import Caller, Scope
 from xalen_batch.api.deps import BriefBiller, calling
 from xalen_batch.api.http.responses import JSON, Stream
 from xalen_batch.api.money_schemas import InvoiceObject, StatementObject
+from xalen_batch.batches import batches
 from xalen_batch.billing import invoices, statement_pages, statements
 from xalen_batch.errors import InvalidRequest
 

@@ -3,12 +3,13 @@
 import orjson
 from fastapi import APIRouter, Response
 
-from xalen_batch import batches, catalog, storage
+from xalen_batch import catalog, storage
 from xalen_batch.api import long_work
 from xalen_batch.api.deps import BriefReader
 from xalen_batch.api.http.responses import JSON
 from xalen_batch.api.money_schemas import EstimateObject
 from xalen_batch.api.schemas import EstimateRequest
+from xalen_batch.batches import batches
 from xalen_batch.config import settings
 from xalen_batch.db import transaction
 from xalen_batch.validation.estimate_file import estimate_file

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from sqlalchemy.orm import Session
 
-from xalen_batch import content, files, storage
+from xalen_batch import files, storage
 from xalen_batch.accounts.accounts import Caller, Scope
 from xalen_batch.api import idempotency
 from xalen_batch.api.deps import BriefReader, IdempotencyKey, calling
@@ -19,6 +19,7 @@ from xalen_batch.endpoints.form import MOST_INT
 from xalen_batch.fields import LONGEST_LIFE, SHORTEST_LIFE
 from xalen_batch.files import UPLOAD_PURPOSES, Purpose
 from xalen_batch.paging import Order
+from xalen_batch.results import content
 
 PATH = "/v1/files"
 # Files of a list that are read and rendered at a time; each takes about 1 KB.

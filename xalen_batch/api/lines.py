@@ -6,14 +6,15 @@ from urllib.parse import unquote
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
-from xalen_batch import explain, ids
+from xalen_batch import ids
 from xalen_batch.api import long_work, scopes
 from xalen_batch.api.batches import PATH
 from xalen_batch.api.deps import BriefReader
 from xalen_batch.api.http.responses import JSON
 from xalen_batch.api.money_schemas import LineCharge
 from xalen_batch.api.scopes import Scoped
-from xalen_batch.explain import Explained
+from xalen_batch.results import explain
+from xalen_batch.results.explain import Explained
 from xalen_batch.states import BatchStatus
 
 router = APIRouter(prefix=PATH, tags=["extensions"])

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 
 from xalen_batch import money
 from xalen_batch.api.schemas import BatchErrors
-from xalen_batch.explain import Charge, Component
+from xalen_batch.results.explain import Charge, Component
 
 Amount = str
 

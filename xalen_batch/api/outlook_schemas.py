@@ -5,7 +5,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, Field
 
-from xalen_batch.outlook import Basis, Outlook
+from xalen_batch.batches.outlook import Basis, Outlook
 
 
 class LineErrorsObject(BaseModel):

@@ -8,13 +8,13 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
 
-from xalen_batch import batches, retries
 from xalen_batch.accounts.accounts import Caller, Scope
 from xalen_batch.api import idempotency
 from xalen_batch.api.batches import PATH, shown
 from xalen_batch.api.deps import IdempotencyKey, calling
 from xalen_batch.api.http.responses import stored_for
 from xalen_batch.api.schemas import BatchObject, ListObject
+from xalen_batch.batches import batches, retries
 from xalen_batch.fields import Metadata, Text
 
 MOST_CODES = 100

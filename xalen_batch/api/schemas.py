@@ -8,18 +8,19 @@ from typing import Any, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from xalen_batch import batches, catalog, files, ids
+from xalen_batch import catalog, files, ids
 from xalen_batch.api.http.raw_fields import RawJson
 from xalen_batch.api.outlook_schemas import OutlookObject
 from xalen_batch.api.scopes import Scoped
-from xalen_batch.batches import Progress
+from xalen_batch.batches import batches
+from xalen_batch.batches.batches import Progress
+from xalen_batch.batches.outlook import Outlook
+from xalen_batch.batches.waits import Reason, Wait
 from xalen_batch.endpoints.names import NamedEndpoint
 from xalen_batch.errors import InvalidRequest
 from xalen_batch.fields import ExpiresAfter, Lenient, Metadata, Text
 from xalen_batch.models import Batch, File
-from xalen_batch.outlook import Outlook
 from xalen_batch.states import OnInvalid
-from xalen_batch.waits import Reason, Wait
 from xalen_batch.windows import ExecutionWindow
 
 

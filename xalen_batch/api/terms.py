@@ -6,9 +6,10 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
 
-from xalen_batch import batches, catalog, money
+from xalen_batch import catalog, money
 from xalen_batch.accounts.accounts import Caller, Scope
 from xalen_batch.api.deps import calling
+from xalen_batch.batches import batches
 from xalen_batch.billing.terms import Terms
 from xalen_batch.config import settings
 

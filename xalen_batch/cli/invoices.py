@@ -268,8 +268,9 @@ def _differences(after: str | None) -> Iterator[dict[str, str]]:
 
 def _lost_files() -> Iterator[dict[str, str]]:
     database.find()
-    from xalen_batch import content, ids
+    from xalen_batch import ids
     from xalen_batch.billing.reconcile import FIRST, Difference
+    from xalen_batch.results import content
 
     position = FIRST
     with progress.walk("files") as checked:

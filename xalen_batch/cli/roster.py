@@ -191,7 +191,7 @@ def _cancel_open(session: "Session", account: "Account") -> int:
     """Cancel all batches of the account that can be cancelled; returns their number."""
     from sqlalchemy import select
 
-    from xalen_batch import batches
+    from xalen_batch.batches import batches
     from xalen_batch.models import Batch
     from xalen_batch.states import BatchStatus
 

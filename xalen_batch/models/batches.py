@@ -72,7 +72,7 @@ class Batch(Base):
             ["batches.id", "batches.account_id", "batches.livemode"],
         ),
         Index("ix_batches_account_id_livemode_id", "account_id", "livemode", "id"),
-        # Lists with filters (batch_lists.py): ids by what the index holds of each batch.
+        # Lists with filters (batches/lists.py): ids by what the index holds of each batch.
         Index(
             "ix_batches_listed",
             "account_id",
@@ -188,7 +188,7 @@ class Batch(Base):
     schedule_id: Mapped[UUID | None]
     run_id: Mapped[UUID | None] = mapped_column(unique=True)
     # The batch whose failed lines this one runs again, and the reasons for which they had failed
-    # (`failed_lines.py`); null in any other batch.
+    # (`batches/failed_lines.py`); null in any other batch.
     retry_of: Mapped[UUID | None]
     retry_codes: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
     # `windows.ExecutionWindow` as JSON: the hours in which lines may start. `window_…_at`: its

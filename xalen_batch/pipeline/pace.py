@@ -11,7 +11,8 @@ from uuid import UUID
 from sqlalchemy import Row, Select, func, select, text, tuple_
 from sqlalchemy.orm import Session
 
-from xalen_batch import batches, db, events, log, outlook
+from xalen_batch import db, events, log
+from xalen_batch.batches import batches, outlook
 from xalen_batch.events import Happened
 from xalen_batch.models import Batch, BatchPace, batch_paces
 from xalen_batch.models.batch_paces import Measurement

@@ -8,7 +8,8 @@ from uuid import UUID
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
-from xalen_batch import db, failed_lines, files, jsonl, log, storage
+from xalen_batch import db, files, jsonl, log, storage
+from xalen_batch.batches import failed_lines
 from xalen_batch.config import MiB, settings
 from xalen_batch.models import Batch, File
 from xalen_batch.storage import marks

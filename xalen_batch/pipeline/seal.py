@@ -16,12 +16,13 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Select, func, select, text, tuple_, update
 from sqlalchemy.orm import Session
 
-from xalen_batch import db, log, results, storage
+from xalen_batch import db, log, storage
 from xalen_batch.billing import reconcile
 from xalen_batch.config import settings
 from xalen_batch.models import Batch, File
 from xalen_batch.models.batches import UNSEALED
 from xalen_batch.models.files import FilePart
+from xalen_batch.results import results
 from xalen_batch.states import TERMINAL
 from xalen_batch.storage import frames, marks
 

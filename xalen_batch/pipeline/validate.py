@@ -27,10 +27,11 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session
 
-from xalen_batch import batches, catalog, db, disk, log, storage
+from xalen_batch import catalog, db, disk, log, storage
 from xalen_batch.accounts import quotas
 from xalen_batch.accounts.accounts import Owner
 from xalen_batch.accounts.quotas import Excess, Quota
+from xalen_batch.batches import batches
 from xalen_batch.broker import Job
 from xalen_batch.config import settings
 from xalen_batch.models import Batch, File, ScheduleRun, Task, partitions

@@ -2,8 +2,9 @@
 
 from sqlalchemy.orm import Session
 
-from xalen_batch import batches, catalog, db, disk, ids
+from xalen_batch import catalog, db, disk, ids
 from xalen_batch.accounts.accounts import Owner
+from xalen_batch.batches import batches
 from xalen_batch.errors import InvalidRequest, Unavailable
 from xalen_batch.models import Schedule
 from xalen_batch.schedules import inbox

@@ -18,9 +18,10 @@ from pydantic import ValidationError
 from sqlalchemy import bindparam, func, select
 from sqlalchemy.orm import Session
 
-from xalen_batch import batches, db, ids, log
+from xalen_batch import db, ids, log
 from xalen_batch.accounts import accounts, quotas
 from xalen_batch.accounts.accounts import Owner
+from xalen_batch.batches import batches
 from xalen_batch.errors import InvalidRequest, NotCancellable, Unavailable
 from xalen_batch.models import Batch, Schedule, ScheduleRun
 from xalen_batch.schedules import due as due_schedules

@@ -3,8 +3,9 @@
 from datetime import datetime
 from uuid import UUID
 
-from xalen_batch import batches, catalog, db, ids, storage
+from xalen_batch import catalog, db, ids, storage
 from xalen_batch.accounts.accounts import Owner
+from xalen_batch.batches import batches
 from xalen_batch.billing.terms import Terms
 from xalen_batch.errors import InvalidRequest
 from xalen_batch.schedules import sources

@@ -12,10 +12,11 @@ from sqlalchemy import delete, func, select, true
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, aliased, defer
 
-from xalen_batch import batches, db, events, ids, log, paging
+from xalen_batch import db, events, ids, log, paging
 from xalen_batch.accounts import quotas
 from xalen_batch.accounts.accounts import Owner
 from xalen_batch.accounts.quotas import Quota
+from xalen_batch.batches import batches
 from xalen_batch.config import settings
 from xalen_batch.errors import TooManyRequests
 from xalen_batch.events import Happened

@@ -8,10 +8,11 @@ from datetime import datetime
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
-from xalen_batch import batches, db, ids, log, paging
+from xalen_batch import db, ids, log, paging
 from xalen_batch.accounts import quotas
 from xalen_batch.accounts.accounts import Owner
 from xalen_batch.accounts.quotas import Quota
+from xalen_batch.batches import batches
 from xalen_batch.errors import InvalidRequest, NotFound
 from xalen_batch.models import Schedule
 from xalen_batch.paging import Page

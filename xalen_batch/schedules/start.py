@@ -11,9 +11,10 @@ from datetime import datetime
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from xalen_batch import batches, db, files, ids, log, storage
+from xalen_batch import db, files, ids, log, storage
 from xalen_batch.accounts import quotas
 from xalen_batch.accounts.accounts import Owner
+from xalen_batch.batches import batches
 from xalen_batch.errors import InvalidRequest, NotFound, StorageFull, TooManyRequests
 from xalen_batch.files import Purpose
 from xalen_batch.models import Batch, Schedule, ScheduleRun

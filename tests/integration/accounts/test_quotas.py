@@ -18,11 +18,12 @@ from tests import factories
 from tests.conftest import Stores, as_owner
 from tests.factories import chat_line
 from tests.integration import plans
-from xalen_batch import batches, db, files, ids, storage
+from xalen_batch import db, files, ids, storage
 from xalen_batch.accounts import accounts, quotas
 from xalen_batch.accounts.accounts import Caller, Owner
 from xalen_batch.accounts.quotas import Quota
 from xalen_batch.api import idempotency
+from xalen_batch.batches import batches
 from xalen_batch.errors import TooManyRequests
 from xalen_batch.models import Batch, File, IdempotencyKey, InboxRequest, Schedule, ScheduleRun
 from xalen_batch.pipeline import finalize, recover, validate

@@ -8,7 +8,8 @@ import pytest
 
 from tests import factories
 from tests.integration.conftest import Answer, Api
-from xalen_batch import batches, ids, storage
+from xalen_batch import ids, storage
+from xalen_batch.batches import batches
 from xalen_batch.endpoints.names import CHAT
 from xalen_batch.errors import InvalidRequest
 from xalen_batch.pipeline import validate

@@ -11,8 +11,9 @@ import pytest
 from sqlalchemy import select, text
 
 from tests.integration.conftest import Api, new_key
-from xalen_batch import batch_lists, config, db
+from xalen_batch import config, db
 from xalen_batch.api.http import middleware
+from xalen_batch.batches import lists
 from xalen_batch.models import ApiKey
 from xalen_batch.pipeline import finalize
 
@@ -301,7 +302,7 @@ def test_a_bug_is_a_500_without_its_trace(api: Api, monkeypatch: pytest.MonkeyPa
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("secret detail")
 
-    monkeypatch.setattr(batch_lists, "page", fail)
+    monkeypatch.setattr(lists, "page", fail)
     answer = api.ask("GET", "/v1/batches")
     assert (answer.status, answer.error["type"]) == (500, "server_error")
     assert b"secret" not in answer.body

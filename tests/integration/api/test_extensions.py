@@ -12,14 +12,15 @@ from sqlalchemy import insert, text, update
 
 from tests import factories
 from tests.integration.conftest import Answer, Api
-from xalen_batch import content, db, ids, jsonl
+from xalen_batch import db, ids, jsonl
 from xalen_batch.api.limits import LimitsObject
 from xalen_batch.api.money_schemas import EstimateObject, InvoiceObject, StatementObject
 from xalen_batch.api.terms import TermsObject
 from xalen_batch.billing import invoices
-from xalen_batch.content import Stored
 from xalen_batch.models import Batch, File, Invoice, InvoiceLine, Result, Task
 from xalen_batch.models.files import FilePart
+from xalen_batch.results import content
+from xalen_batch.results.content import Stored
 
 REQUEST = {"endpoint": "/v1/chat/completions", "completion_window": "24h"}
 BODY = b'{"choices":[]}'

@@ -11,8 +11,9 @@ from tests import factories
 from tests.integration import clock as clocks
 from tests.integration.clock import Clock
 from tests.integration.conftest import Api, new_key
-from xalen_batch import batches, db, ids
+from xalen_batch import db, ids
 from xalen_batch.accounts import accounts
+from xalen_batch.batches import batches
 from xalen_batch.models import Batch, Schedule, ScheduleRun
 
 REQUEST = {"endpoint": "/v1/chat/completions", "completion_window": "24h"}

@@ -20,7 +20,7 @@ from tests import factories
 from tests.billing import REFUSED, Ran, ended
 from tests.factories import CHAT_MODEL, RERANK_MODEL
 from tests.integration.conftest import Api
-from xalen_batch import db, ids, results
+from xalen_batch import db, ids
 from xalen_batch.accounts import accounts
 from xalen_batch.backends.clients.contract import Reply
 from xalen_batch.backends.contract import Answered, Request
@@ -29,6 +29,7 @@ from xalen_batch.billing import invoices
 from xalen_batch.endpoints.names import CHAT, RERANK
 from xalen_batch.models import Batch
 from xalen_batch.models.files import FilePart
+from xalen_batch.results import results
 
 pytestmark = pytest.mark.usefixtures("database", "valkey")
 

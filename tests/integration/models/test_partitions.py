@@ -11,12 +11,13 @@ from structlog.testing import capture_logs
 from tests.billing import Ran, ended
 from tests.conftest import as_owner
 from tests.integration.engines import bytes_of
-from xalen_batch import db, ids, results
+from xalen_batch import db, ids
 from xalen_batch.billing import reconcile
 from xalen_batch.endpoints.usage import Usage
 from xalen_batch.models import Batch, File, partitions
 from xalen_batch.models.files import FilePart
 from xalen_batch.pipeline import seal, sweeps, validate
+from xalen_batch.results import results
 from xalen_batch.states import LineError
 
 pytestmark = pytest.mark.usefixtures("database", "valkey")

@@ -7,7 +7,8 @@ from sqlalchemy import func, select, text
 
 from tests.billing import Ran, ended
 from tests.conftest import as_owner
-from xalen_batch import batches, db
+from xalen_batch import db
+from xalen_batch.batches import batches
 from xalen_batch.billing import invoices, reconcile
 from xalen_batch.endpoints.usage import Usage
 from xalen_batch.models import Batch, Task, tasks

@@ -14,8 +14,9 @@ from tests.integration.recorded import recorded, types
 from tests.integration.schedules import firing
 from tests.integration.schedules.firing import DAY, NIGHT, end_batch, made, runs_of
 from tests.statements import a_caller, an_invoice, issue_due
-from xalen_batch import batches, db
+from xalen_batch import db
 from xalen_batch.accounts.accounts import Caller, Owner
+from xalen_batch.batches import batches
 from xalen_batch.models import Batch, Invoice
 from xalen_batch.pipeline import finalize
 from xalen_batch.schedules import fire

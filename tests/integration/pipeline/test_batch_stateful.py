@@ -31,9 +31,10 @@ from tests.billing import REFUSED
 from tests.conftest import as_owner, empty
 from tests.factories import CHAT_MODEL, RERANK_MODEL
 from tests.outcome import assert_whole
-from xalen_batch import batches, broker, catalog, db, files, ids
+from xalen_batch import broker, catalog, db, files, ids
 from xalen_batch.api import idempotency
 from xalen_batch.backends.contract import Answered, Exhausted, Retryable
+from xalen_batch.batches import batches
 from xalen_batch.billing import invoices, prices
 from xalen_batch.broker import Job, Message
 from xalen_batch.endpoints.names import CHAT

@@ -24,8 +24,9 @@ from sqlalchemy.exc import IntegrityError
 from tests import factories
 from tests.billing import REFUSED
 from tests.conftest import as_owner
-from xalen_batch import batches, db, money
+from xalen_batch import db, money
 from xalen_batch.backends.contract import Answered, Refused
+from xalen_batch.batches import batches
 from xalen_batch.billing import invoices, prices, reconcile
 from xalen_batch.endpoints.usage import Usage
 from xalen_batch.models import Batch, Price, Result, Task

@@ -24,8 +24,9 @@ from tests.billing import REFUSED
 from tests.integration.engines import read
 from tests.outcome import assert_reconciled, assert_whole
 from tests.waiting import PATIENCE
-from xalen_batch import batches, db
+from xalen_batch import db
 from xalen_batch.backends.contract import Answered
+from xalen_batch.batches import batches
 from xalen_batch.endpoints.usage import Usage
 from xalen_batch.errors import NotCancellable
 from xalen_batch.models import Batch

@@ -23,9 +23,10 @@ from tests.integration.engines import (
 )
 from tests.outcome import assert_whole
 from tests.waiting import wait_until
-from xalen_batch import batches, db
+from xalen_batch import db
 from xalen_batch.backends.contract import Outcome, Request
 from xalen_batch.backends.simulated.backend import SimulatedBackend
+from xalen_batch.batches import batches
 from xalen_batch.models import Batch, Task
 from xalen_batch.models.files import FilePart
 from xalen_batch.models.tasks import SUSPECT_CRASHES

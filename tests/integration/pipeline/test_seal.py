@@ -15,15 +15,16 @@ from tests.billing import REFUSED, Ran, ended, running
 from tests.conftest import as_owner
 from tests.factories import CHAT_MODEL, RERANK_MODEL
 from tests.integration.engines import bytes_of
-from xalen_batch import content, db, files, ids, results, storage
+from xalen_batch import db, files, ids, storage
 from xalen_batch.accounts.accounts import Owner
 from xalen_batch.backends.contract import Answered
 from xalen_batch.billing import reconcile
-from xalen_batch.content import Stored
 from xalen_batch.endpoints.usage import Usage
 from xalen_batch.models import Batch, File, Result, SealedLines
 from xalen_batch.models.files import FilePart
 from xalen_batch.pipeline import finalize, seal, sweeps
+from xalen_batch.results import content, results
+from xalen_batch.results.content import Stored
 from xalen_batch.states import LineError
 from xalen_batch.storage import frames
 

@@ -10,16 +10,18 @@ from sqlalchemy import select
 from tests import factories
 from tests.factories import RERANK_MODEL, chat_line
 from tests.outcome import assert_whole
-from xalen_batch import batches, db, ids, results
+from xalen_batch import db, ids
 from xalen_batch.accounts import quotas
 from xalen_batch.accounts.quotas import Quota
 from xalen_batch.backends.contract import Answered
+from xalen_batch.batches import batches
 from xalen_batch.billing import invoices
 from xalen_batch.endpoints.usage import Usage
 from xalen_batch.errors import InvalidRequest
 from xalen_batch.models import Batch, File, Schedule
 from xalen_batch.models.files import FilePart
 from xalen_batch.pipeline import claim, finalize, record, validate
+from xalen_batch.results import results
 from xalen_batch.schedules import manual, preflight
 from xalen_batch.schedules.definition import Definition
 from xalen_batch.states import TaskState

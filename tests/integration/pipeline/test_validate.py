@@ -7,7 +7,8 @@ from sqlalchemy import func, select, update
 
 from tests import factories
 from tests.factories import CHAT_MODEL, RERANK_MODEL, chat_line
-from xalen_batch import batches, broker, db, jsonl, storage
+from xalen_batch import broker, db, jsonl, storage
+from xalen_batch.batches import batches
 from xalen_batch.broker import Job, Message
 from xalen_batch.models import Account, Batch, Task
 from xalen_batch.pipeline import validate

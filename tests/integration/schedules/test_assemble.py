@@ -29,8 +29,9 @@ from tests.integration.schedules.assembling import (
     stored,
     template,
 )
-from xalen_batch import batches, db, files, ids, storage
+from xalen_batch import db, files, ids, storage
 from xalen_batch.accounts.accounts import Caller
+from xalen_batch.batches import batches
 from xalen_batch.errors import InvalidRequest
 from xalen_batch.models import Batch, File
 from xalen_batch.pipeline import recover, validate

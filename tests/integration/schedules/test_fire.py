@@ -25,8 +25,9 @@ from tests.integration.schedules.firing import (
     states,
 )
 from tests.waiting import PATIENCE
-from xalen_batch import batches, db, ids, storage
+from xalen_batch import db, ids, storage
 from xalen_batch.accounts.accounts import Owner
+from xalen_batch.batches import batches
 from xalen_batch.errors import InvalidRequest
 from xalen_batch.models import Batch, File, Schedule
 from xalen_batch.pipeline import validate

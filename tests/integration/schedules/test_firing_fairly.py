@@ -13,9 +13,10 @@ from sqlalchemy import func, select, update
 
 from tests import factories
 from tests.waiting import PATIENCE
-from xalen_batch import batches, db, ids
+from xalen_batch import db, ids
 from xalen_batch.accounts import quotas
 from xalen_batch.accounts.accounts import Caller
+from xalen_batch.batches import batches
 from xalen_batch.broker import Job, Message
 from xalen_batch.errors import OverLimit, TooManyRequests, Unavailable
 from xalen_batch.models import Batch, Schedule, ScheduleRun

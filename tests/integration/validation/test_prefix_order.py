@@ -8,11 +8,13 @@ from sqlalchemy import insert, select
 
 from tests import factories
 from tests.factories import chat_line, rerank_line
-from xalen_batch import batches, db, jsonl, results, storage
+from xalen_batch import db, jsonl, storage
+from xalen_batch.batches import batches
 from xalen_batch.endpoints.names import RERANK
 from xalen_batch.models import Batch, Result, Task
 from xalen_batch.models.files import FilePart
 from xalen_batch.pipeline import finalize, validate
+from xalen_batch.results import results
 from xalen_batch.states import BatchStatus
 
 pytestmark = pytest.mark.usefixtures("database", "valkey")

@@ -28,10 +28,11 @@ from tests.integration.engines import (
 )
 from tests.outcome import assert_whole
 from tests.waiting import PATIENCE, wait_until
-from xalen_batch import batches, db, results
+from xalen_batch import db
 from xalen_batch.backends import registry
 from xalen_batch.backends.contract import Answered, Refused, Request
-from xalen_batch.batches import Progress
+from xalen_batch.batches import batches
+from xalen_batch.batches.batches import Progress
 from xalen_batch.broker import Job
 from xalen_batch.endpoints.usage import Usage
 from xalen_batch.errors import NotCancellable
@@ -39,6 +40,7 @@ from xalen_batch.models import Batch, File, Invoice, Result, Task
 from xalen_batch.models.files import FilePart
 from xalen_batch.models.next_task import FreeCapacity
 from xalen_batch.pipeline import claim, finalize, record, recover, validate
+from xalen_batch.results import results
 from xalen_batch.states import TaskState
 from xalen_batch.worker import engine as worker_engine
 from xalen_batch.worker.engine import Engine

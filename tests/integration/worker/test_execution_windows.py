@@ -32,9 +32,10 @@ from tests.integration.engines import (
     run_to_end,
 )
 from tests.waiting import PATIENCE, wait_until
-from xalen_batch import batches, db, ids
+from xalen_batch import db, ids
 from xalen_batch.backends import registry
 from xalen_batch.backends.contract import Answered, Outcome, Request
+from xalen_batch.batches import batches
 from xalen_batch.broker import Job, Message
 from xalen_batch.endpoints.usage import Usage
 from xalen_batch.errors import InvalidRequest

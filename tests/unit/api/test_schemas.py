@@ -16,7 +16,7 @@ from xalen_batch import ids
 from xalen_batch.api.app import create_app
 from xalen_batch.api.schedule_schemas import RunObject, ScheduleObject
 from xalen_batch.api.schemas import BatchObject, FileObject
-from xalen_batch.batches import Progress
+from xalen_batch.batches.batches import Progress
 from xalen_batch.models import Batch, File, Schedule, ScheduleRun
 from xalen_batch.schedules.definition import Definition
 from xalen_batch.schedules.runs import Outcome, Trigger

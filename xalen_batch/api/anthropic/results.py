@@ -6,16 +6,17 @@ from typing import Any
 import orjson
 from sqlalchemy.orm import Session
 
-from xalen_batch import content, files, ids, jsonl
+from xalen_batch import files, ids, jsonl
 from xalen_batch.accounts.accounts import Owner
 from xalen_batch.api.anthropic.messages import errored, result_of
 from xalen_batch.api.anthropic.objects import sources
 from xalen_batch.api.anthropic.params import param_of
 from xalen_batch.config import settings
-from xalen_batch.content import Content
 from xalen_batch.endpoints.usage import table
 from xalen_batch.errors import InvalidRequest, NotFound
 from xalen_batch.models import Batch
+from xalen_batch.results import content
+from xalen_batch.results.content import Content
 from xalen_batch.states import BatchStatus
 
 # Bytes of a piece of an answer, at least.

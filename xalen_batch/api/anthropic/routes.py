@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from sqlalchemy import func, update
 from sqlalchemy.orm import Session
 
-from xalen_batch import batches, db, files, ids, storage
+from xalen_batch import db, files, ids, storage
 from xalen_batch.accounts.accounts import Caller, Scope
 from xalen_batch.api import idempotency
 from xalen_batch.api.anthropic import objects, results
@@ -21,6 +21,7 @@ from xalen_batch.api.anthropic.objects import (
 )
 from xalen_batch.api.deps import BriefReader, IdempotencyKey, calling
 from xalen_batch.api.http.responses import Stream, stored
+from xalen_batch.batches import batches
 from xalen_batch.endpoints.names import CHAT
 from xalen_batch.errors import Conflict, InvalidRequest, NotFound
 from xalen_batch.files import Purpose

@@ -9,8 +9,8 @@ from fastapi import Request, Response
 
 from xalen_batch.api.http import encodings, paths, preconditions, ranges
 from xalen_batch.api.http.responses import Stream
-from xalen_batch.content import Content, Rendered, Stored, Zstd
 from xalen_batch.errors import PreconditionFailed
+from xalen_batch.results.content import Content, Rendered, Stored, Zstd
 
 BYTES = "application/octet-stream"
 ZSTD = "zstd"

@@ -7,10 +7,11 @@ from fastapi import APIRouter, Response
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from xalen_batch import batches, files, ids, storage
+from xalen_batch import files, ids, storage
 from xalen_batch.accounts.accounts import Caller, Owner, Scope
 from xalen_batch.api.deps import calling
 from xalen_batch.api.live import queued
+from xalen_batch.batches import batches
 from xalen_batch.endpoints import responses_chat
 from xalen_batch.endpoints.names import RESPONSES
 from xalen_batch.errors import QUOTED_CHARS, InvalidRequest, NotFound

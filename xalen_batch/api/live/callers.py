@@ -12,10 +12,11 @@ from typing import NamedTuple
 from fastapi.security.utils import get_authorization_scheme_param
 from starlette.requests import Request
 
-from xalen_batch import batches, db
+from xalen_batch import db
 from xalen_batch.accounts import secrets
 from xalen_batch.accounts.accounts import Caller, Scope
 from xalen_batch.api import deps
+from xalen_batch.batches import batches
 from xalen_batch.billing.terms import Terms
 from xalen_batch.ratelimit import account
 

@@ -16,14 +16,16 @@ from fastapi import Response
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from xalen_batch import batches, content, db, disk, files, ids, storage
+from xalen_batch import db, disk, files, ids, storage
 from xalen_batch.accounts.accounts import Caller
 from xalen_batch.api.live.requests import FLEX, LiveCall
-from xalen_batch.content import Stored
+from xalen_batch.batches import batches
 from xalen_batch.errors import NotCancellable, StillQueued, XalenError
 from xalen_batch.files import Purpose
 from xalen_batch.models import Batch, File
 from xalen_batch.ratelimit import account
+from xalen_batch.results import content
+from xalen_batch.results.content import Stored
 from xalen_batch.states import TERMINAL, QueuedCall
 from xalen_batch.storage import marks
 

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 from starlette.responses import StreamingResponse
 
-from xalen_batch import batches, db, ids
+from xalen_batch import db, ids
 from xalen_batch.accounts.accounts import Scope
 from xalen_batch.api import deps, description
 from xalen_batch.api.http import paths
@@ -19,6 +19,7 @@ from xalen_batch.api.live import background, callers, queued, requests
 from xalen_batch.api.live.calls import Calls, ClientGone, unless
 from xalen_batch.api.live.requests import LiveCall
 from xalen_batch.backends.contract import Refused
+from xalen_batch.batches import batches
 from xalen_batch.config import settings
 from xalen_batch.endpoints.names import ENDPOINTS, RESPONSES, Endpoint
 from xalen_batch.errors import NotFound

@@ -95,7 +95,8 @@ def open_batches(has_database: bool) -> str:
 
     from sqlalchemy import select
 
-    from xalen_batch import db, waits
+    from xalen_batch import db
+    from xalen_batch.batches import waits
     from xalen_batch.models import Batch
     from xalen_batch.states import MAY_START
 

@@ -15,13 +15,14 @@ import pytest
 
 from tests.integration.conftest import Api, multipart, new_key
 from tests.waiting import wait_until
-from xalen_batch import content, db, ids, storage
+from xalen_batch import db, ids, storage
 from xalen_batch.accounts import accounts
 from xalen_batch.accounts.accounts import Owner
 from xalen_batch.api import app, batches, files, receive, schedules
 from xalen_batch.api.http import budget, middleware, responses
 from xalen_batch.config import MiB
-from xalen_batch.content import Rendered
+from xalen_batch.results import content
+from xalen_batch.results.content import Rendered
 
 SCHEDULE = {"name": "s", "cron": "0 0 1 1 *", "endpoint": "/v1/chat/completions"}
 

@@ -14,8 +14,9 @@ from structlog.testing import capture_logs
 
 from tests.integration.conftest import Api
 from tests.waiting import PATIENCE, wait_until
-from xalen_batch import results, storage
+from xalen_batch import storage
 from xalen_batch.api import app
+from xalen_batch.results import results
 
 CONTENT = b'{"custom_id": "a"}\n' * 1000
 

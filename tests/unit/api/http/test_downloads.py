@@ -11,8 +11,8 @@ from fastapi import Request
 
 from xalen_batch.api.http import preconditions
 from xalen_batch.api.http.downloads import download
-from xalen_batch.content import Content, Rendered, Stored, Zstd
 from xalen_batch.errors import PreconditionFailed, RangeNotSatisfiable
+from xalen_batch.results.content import Content, Rendered, Stored, Zstd
 
 BYTES = bytes(range(256)) * 4
 PACKED = b"packed"

@@ -8,11 +8,12 @@ import pytest
 from tests import factories, ran
 from tests.integration.conftest import Api
 from tests.ran import BUSY, Ending, answered
-from xalen_batch import batches, db, ids, outlook
+from xalen_batch import db, ids
 from xalen_batch.accounts import accounts
 from xalen_batch.accounts.accounts import Owner
+from xalen_batch.batches import batches, outlook
+from xalen_batch.batches.outlook import Basis, LineErrors, Outlook
 from xalen_batch.models import Batch, BatchPace
-from xalen_batch.outlook import Basis, LineErrors, Outlook
 from xalen_batch.pipeline import claim, record
 from xalen_batch.states import LineError, TaskState
 

@@ -14,7 +14,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from xalen_batch import db, jsonl
-from xalen_batch.batches import Progress
+from xalen_batch.batches.batches import Progress
 from xalen_batch.models import Batch, BatchPace
 from xalen_batch.states import BatchStatus
 from xalen_batch.windows import ExecutionWindow

@@ -12,10 +12,11 @@ from uuid import UUID
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
-from xalen_batch import batches, files, ids
+from xalen_batch import files, ids
 from xalen_batch.accounts import quotas
 from xalen_batch.accounts.accounts import Owner
-from xalen_batch.batches import Retry
+from xalen_batch.batches import batches
+from xalen_batch.batches.batches import Retry
 from xalen_batch.billing import invoices
 from xalen_batch.endpoints.names import Endpoint
 from xalen_batch.errors import QUOTED_CHARS, InvalidRequest, NotFound
@@ -24,7 +25,7 @@ from xalen_batch.models import Batch
 from xalen_batch.states import BatchStatus, OnInvalid
 from xalen_batch.windows import ExecutionWindow
 
-# Retries of one batch, with those of its retries. `merged.py` reads their results side by side.
+# Retries of one batch, with those of its retries: their results are read side by side.
 MOST_RETRIES = 10
 # Batches of a list of retries, with those that failed validation.
 MOST_LISTED = 100

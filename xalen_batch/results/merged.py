@@ -13,12 +13,14 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
-from xalen_batch import batches, content, failed_lines, files, ids, results, retries
+from xalen_batch import files, ids
 from xalen_batch.accounts.accounts import Owner
+from xalen_batch.batches import batches, failed_lines, retries
 from xalen_batch.config import MiB
-from xalen_batch.content import Rendered
 from xalen_batch.models import Batch
 from xalen_batch.models.files import FilePart
+from xalen_batch.results import content, results
+from xalen_batch.results.content import Rendered
 from xalen_batch.states import BatchStatus
 
 CHUNK_BYTES = 256 * 1024

@@ -6,7 +6,7 @@ from sqlalchemy import delete
 from tests import factories, ran
 from tests.conftest import as_owner
 from tests.ran import BUSY, answered
-from xalen_batch import failed_lines
+from xalen_batch.batches import failed_lines
 from xalen_batch.models import Batch, Result
 from xalen_batch.pipeline import seal
 from xalen_batch.states import LineError

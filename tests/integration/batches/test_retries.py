@@ -9,8 +9,9 @@ import pytest
 
 from tests import factories, ran
 from tests.ran import BUSY, answered
-from xalen_batch import db, files, ids, retries, storage
+from xalen_batch import db, files, ids, storage
 from xalen_batch.accounts.accounts import Owner
+from xalen_batch.batches import retries
 from xalen_batch.billing import invoices
 from xalen_batch.errors import InvalidRequest, NotFound
 from xalen_batch.models import Batch, File

@@ -14,14 +14,15 @@ from tests.conftest import as_owner
 from tests.factories import CHAT_MODEL
 from tests.integration.conftest import Api
 from tests.ran import BUSY, answered
-from xalen_batch import content, db, explain, files, ids
+from xalen_batch import db, files, ids
 from xalen_batch.accounts import accounts
 from xalen_batch.accounts.accounts import Caller, Scope
 from xalen_batch.backends.contract import Answered
 from xalen_batch.billing import invoices
-from xalen_batch.content import Stored
 from xalen_batch.endpoints.usage import Usage
 from xalen_batch.models import Batch, File, Result
+from xalen_batch.results import content, explain
+from xalen_batch.results.content import Stored
 from xalen_batch.states import LineError
 
 pytestmark = pytest.mark.usefixtures("database", "valkey")

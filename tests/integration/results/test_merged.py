@@ -8,11 +8,13 @@ from sqlalchemy import delete
 from tests import factories, ran
 from tests.conftest import as_owner
 from tests.ran import BUSY, answered
-from xalen_batch import batches, db, files, ids, merged, results, retries
+from xalen_batch import db, files, ids
 from xalen_batch.accounts.accounts import Owner
+from xalen_batch.batches import batches, retries
 from xalen_batch.errors import NotFound
 from xalen_batch.models import Batch, Result
 from xalen_batch.pipeline import validate
+from xalen_batch.results import merged, results
 from xalen_batch.states import LineError
 
 pytestmark = pytest.mark.usefixtures("database", "valkey")

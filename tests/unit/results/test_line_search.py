@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from xalen_batch import line_search
-from xalen_batch.line_search import Chunks, Found
+from xalen_batch.results import line_search
+from xalen_batch.results.line_search import Chunks, Found
 
 READ = 50
 

@@ -8,9 +8,10 @@ from uuid import UUID
 
 from sqlalchemy import select
 
-from xalen_batch import db, log, results, storage
+from xalen_batch import db, log, storage
 from xalen_batch.models import File
 from xalen_batch.models.files import FilePart
+from xalen_batch.results import results
 from xalen_batch.storage import frames, marks
 
 logger = log.get(__name__)

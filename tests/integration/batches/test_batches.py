@@ -9,9 +9,10 @@ from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
 from tests import factories
-from xalen_batch import batches, ids
+from xalen_batch import ids
 from xalen_batch.accounts.accounts import Caller
-from xalen_batch.batches import Progress
+from xalen_batch.batches import batches
+from xalen_batch.batches.batches import Progress
 from xalen_batch.broker import Job, Message
 from xalen_batch.errors import InvalidRequest, NotFound
 from xalen_batch.models import Batch, Task

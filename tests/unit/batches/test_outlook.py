@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from xalen_batch import outlook
+from xalen_batch.batches import outlook
 from xalen_batch.models import Batch
 from xalen_batch.windows import ExecutionWindow
 

@@ -11,9 +11,10 @@ from sqlalchemy.orm import Session
 from tests import factories
 from tests.conftest import as_owner
 from tests.integration import plans
-from xalen_batch import batch_lists, db, ids
+from xalen_batch import db, ids
 from xalen_batch.accounts.accounts import Caller
-from xalen_batch.batch_lists import BatchFilters
+from xalen_batch.batches import lists
+from xalen_batch.batches.lists import BatchFilters
 from xalen_batch.endpoints.names import CHAT, RERANK
 from xalen_batch.models import Batch
 
@@ -31,7 +32,7 @@ def make(session: Session, caller: Caller, **values: Any) -> Batch:
 
 
 def found(session: Session, caller: Caller, **filters: Any) -> list[Batch]:
-    return batch_lists.page(session, caller, BatchFilters(**filters), limit=10, after=None).data
+    return lists.page(session, caller, BatchFilters(**filters), limit=10, after=None).data
 
 
 def test_each_filter_narrows_the_list(session: Session, caller: Caller) -> None:
@@ -75,7 +76,7 @@ def test_pages_follow_each_other_in_both_orders(session: Session, caller: Caller
         seen: list[Batch] = []
         after: str | None = None
         while True:
-            page = batch_lists.page(
+            page = lists.page(
                 session,
                 caller,
                 BatchFilters(status="expired"),
@@ -142,9 +143,7 @@ def test_a_filter_reads_an_index_and_not_the_table(
 ) -> None:
     """Also one that finds nothing: the index holds what it asks for."""
     plan, *_ = plans.of(
-        lambda session: batch_lists.page(
-            session, full, BatchFilters(**filters), limit=20, after=None
-        )
+        lambda session: lists.page(session, full, BatchFilters(**filters), limit=20, after=None)
     )
     used = {node["Index Name"] for node in plans.nodes(plan) if "Index Name" in node}
     assert any(name.startswith(index) for name in used), used

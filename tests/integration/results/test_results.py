@@ -7,9 +7,10 @@ import pytest
 from sqlalchemy import insert, update
 
 from tests import factories
-from xalen_batch import db, jsonl, results
+from xalen_batch import db, jsonl
 from xalen_batch.models import Result
 from xalen_batch.models.files import FilePart
+from xalen_batch.results import results
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from tests.factories import CHAT_MODEL, RERANK_MODEL, chat_line
 from tests.integration import engines
 from tests.integration.conftest import Api, new_key
 from tests.waiting import wait_until
-from xalen_batch import catalog, db, disk, ids, waits
+from xalen_batch import catalog, db, disk, ids
+from xalen_batch.batches import waits
 from xalen_batch.billing import prices
 from xalen_batch.cli.doctor import installation
 from xalen_batch.cli.doctor.findings import Doubtful

@@ -14,15 +14,17 @@ import orjson
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
-from xalen_batch import batches, content, db, files, ids, jsonl, line_search, merged, money, storage
+from xalen_batch import db, files, ids, jsonl, money, storage
 from xalen_batch.accounts.accounts import Owner
+from xalen_batch.batches import batches
 from xalen_batch.billing.charges import CACHED_INPUT, USAGE_COUNTED, ZERO, Tariff
 from xalen_batch.config import settings
-from xalen_batch.content import Stored
 from xalen_batch.endpoints.usage import Usage
 from xalen_batch.errors import NotFound
-from xalen_batch.line_search import Found
 from xalen_batch.models import Batch, Result
+from xalen_batch.results import content, line_search, merged
+from xalen_batch.results.content import Stored
+from xalen_batch.results.line_search import Found
 from xalen_batch.states import UNRUN, BatchStatus
 from xalen_batch.storage import marks
 

@@ -12,12 +12,13 @@ from structlog.testing import capture_logs
 from tests.billing import REFUSED, Ran, ended
 from tests.conftest import as_owner
 from tests.waiting import wait_until
-from xalen_batch import content, db, storage
+from xalen_batch import db, storage
 from xalen_batch.billing.reconcile import FIRST
-from xalen_batch.content import Stored
 from xalen_batch.endpoints.usage import Usage
 from xalen_batch.models import File
 from xalen_batch.pipeline import seal
+from xalen_batch.results import content
+from xalen_batch.results.content import Stored
 
 pytestmark = pytest.mark.usefixtures("database", "valkey")
 

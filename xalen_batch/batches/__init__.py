@@ -1,0 +1,1 @@
+"""Batches: create, list and follow them, and retry their failed lines."""
