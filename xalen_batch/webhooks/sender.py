@@ -69,9 +69,21 @@ class Sender:
             logger.error("webhooks.crashed", **log.cause(error))
             return
         for endpoint in claimed:
-            threading.Thread(
-                target=self._turn, args=(endpoint,), name="webhook", daemon=True
-            ).start()
+            self._start(endpoint)
+
+    def _start(self, endpoint: WebhookEndpoint) -> None:
+        thread = threading.Thread(target=self._turn, args=(endpoint,), name="webhook", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            # The system has no further thread. The lease runs out, and another look takes it.
+            logger.error("webhook.crashed", webhook_id=endpoint.id, **log.cause(error))
+            self._left(endpoint)
+
+    def _left(self, endpoint: WebhookEndpoint) -> None:
+        with self._idle:
+            del self._running[endpoint.id]
+            self._idle.notify_all()
 
     def stop(self) -> None:
         """Begin no further attempt."""
@@ -138,9 +150,7 @@ class Sender:
         except Exception as error:
             logger.error("webhook.crashed", webhook_id=endpoint.id, **log.cause(error))
         finally:
-            with self._idle:
-                del self._running[endpoint.id]
-                self._idle.notify_all()
+            self._left(endpoint)
         self.wake()
 
     def _send_due(self, endpoint: WebhookEndpoint) -> bool:

@@ -23,6 +23,7 @@ from tests.conftest import Stores, as_owner, forget
 from tests.integration.conftest import Doctor
 from tests.model_servers import imitate, listing
 from tests.waiting import wait_until
+from tests.webhooks import an_endpoint, an_owner, completed, set_deliveries, set_endpoint
 from xalen_batch import db, ids, storage
 from xalen_batch.cli.doctor import passwords
 from xalen_batch.cli.main import app
@@ -58,6 +59,7 @@ def test_a_sound_installation_passes(
         "store mark",
         "workers",
         "sealing",
+        "webhooks",
         "kept",
     )
     sound += ("disk space", "catalog")
@@ -124,6 +126,26 @@ def test_a_batch_that_is_not_sealed_for_long_is_named(doctor: Doctor, database: 
     _, checks = doctor()
     assert checks["sealing"]["status"] == "warning"
     assert ids.render("batch", batch.id) in checks["sealing"]["detail"]
+
+
+def test_deliveries_that_nobody_sends_are_a_warning(doctor: Doctor, database: str) -> None:
+    owner = an_owner()
+    webhook = an_endpoint(owner)
+    an_endpoint(owner, status="disabled", disabled_reason="gone")
+    completed(owner)
+    _, checks = doctor()
+    assert (checks["webhooks"]["status"], checks["webhooks"]["detail"]) == (
+        "ok",
+        "1 enabled, 1 disabled by what their receivers answered",
+    )
+    set_deliveries(webhook, due_at=datetime.now(UTC) - timedelta(minutes=6))
+    code, checks = doctor()
+    assert (code, checks["webhooks"]["status"]) == (0, "warning")
+    assert "due for more than five minutes: 1." in checks["webhooks"]["detail"]
+    # Its receiver asked for a pause.
+    set_endpoint(webhook, not_before=datetime.now(UTC) + timedelta(hours=1))
+    _, checks = doctor()
+    assert checks["webhooks"]["status"] == "ok"
 
 
 def test_what_the_database_keeps_is_shown_by_table_and_partitions_as_one(

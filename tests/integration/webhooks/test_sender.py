@@ -427,6 +427,25 @@ class TestBounds:
         assert receiver.got == []
 
 
+def test_a_system_without_a_further_thread_leaves_the_webhook_to_a_later_look(
+    sender: Sender, receiver: Receiver, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    webhook = an_endpoint(owner, receiver.url)
+    completed(owner)
+
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as full:
+        full.setattr(threading.Thread, "start", start)
+        sender.wake()
+    assert sender._running == {}
+    assert states(webhook) == [("pending", 0)]
+    set_endpoint(webhook, lease_until=ago(seconds=1))
+    send(sender)
+    assert states(webhook) == [("delivered", 1)]
+
+
 def test_a_database_that_is_away_loses_nothing(
     sender: Sender, receiver: Receiver, owner: Owner, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,6 +57,7 @@ def _checks() -> Iterator[CheckResult]:
     yield check("workers", partial(installation.workers, has_database))
     yield check("open batches", partial(installation.open_batches, has_database))
     yield check("sealing", partial(installation.sealing, has_database))
+    yield check("webhooks", partial(installation.webhooks, has_database))
     yield check("kept", partial(installation.kept, has_database))
     yield check("disk space", machine.disk_space)
     yield check("catalog", models.catalog_models)

@@ -144,6 +144,42 @@ def sealing(has_database: bool) -> str:
     return "every batch that ended more than an hour ago is sealed"
 
 
+def webhooks(has_database: bool) -> str:
+    """The number of webhooks by their state, and whether deliveries wait although they are due."""
+    _skip_without_schema(has_database)
+    from sqlalchemy import text
+
+    from xalen_batch import db
+
+    with db.reading() as session:
+        enabled, disabled = session.execute(text(_WEBHOOKS)).one()
+        late = session.execute(text(_LATE)).scalar_one()
+    found = f"{enabled} enabled, {disabled} disabled by what their receivers answered"
+    if late:
+        raise Doubtful(
+            f"{found}. Deliveries that are due for more than five minutes:"
+            f" {'at least ' if late == MOST_LATE else ''}{late:,}. Start a worker whose"
+            " XALEN_WEBHOOK_IN_FLIGHT is not 0; if they stay, their receivers are slow."
+        )
+    return found
+
+
+MOST_LATE = 1_000
+_WEBHOOKS = """
+    SELECT count(*) FILTER (WHERE status = 'enabled'),
+           count(*) FILTER (WHERE status = 'disabled' AND disabled_reason <> 'manual')
+    FROM webhook_endpoints WHERE deleted_at IS NULL AND batch_id IS NULL
+"""
+_LATE = f"""
+    SELECT count(*) FROM (
+        SELECT FROM webhook_deliveries JOIN webhook_endpoints ON id = endpoint_id
+        WHERE state = 'pending' AND due_at < now() - interval '5 minutes' AND status = 'enabled'
+            AND deleted_at IS NULL AND (not_before IS NULL OR not_before < now())
+        LIMIT {MOST_LATE}
+    ) AS late
+"""
+
+
 def kept(has_database: bool) -> str:
     """The size of the largest tables, with their rows as PostgreSQL last estimated them."""
     _skip_without_schema(has_database)
