@@ -25,6 +25,8 @@ from xalen_batch.cli.main import app
 
 # Commands that print no data but logs, or the bytes of a file.
 WITHOUT = {"up", "api", "worker", "beat", "migrate", "simulate", "local-model", "files download"}
+# Prints one object on each line until Ctrl-C (tests/unit/cli/webhooks/test_listen.py).
+ENDLESS = {"webhooks listen"}
 LIST = {"object", "data", "has_more"}
 
 BATCH: dict[str, Any] = {
@@ -51,6 +53,27 @@ INVOICE: dict[str, Any] = {
     "batch_id": "batch_1",
     "lines": [],
     "livemode": False,
+}
+WHE, EVT = f"whe_{'0' * 32}", f"evt_{'0' * 32}"
+WEBHOOK: dict[str, Any] = {
+    "id": WHE,
+    "object": "webhook_endpoint",
+    "url": "https://example.com/hook",
+    "events": None,
+    "status": "enabled",
+    "batch_id": None,
+    "created_at": 1_795_800_000,
+}
+DELIVERY: dict[str, Any] = {
+    "id": EVT,
+    "object": "webhook_delivery",
+    "event": {"id": EVT, "type": "xalen.webhook.test", "data": {"id": WHE}},
+    "state": "delivered",
+    "attempts": 1,
+    "status_code": 200,
+    "duration_ms": 5,
+    "error": None,
+    "next_attempt_at": None,
 }
 MODELS: dict[str, Any] = {
     "object": "list",
@@ -124,6 +147,19 @@ CALLS: dict[str, tuple[list[str], list[Any]]] = {
         ["sched_1"],
         [ok({"id": "sched_1", "deleted": True, "discarded_requests": 0})],
     ),
+    "webhooks create": (["https://example.com/hook"], [ok(WEBHOOK | {"secret": "whsec_a"})]),
+    "webhooks list": ([], [page(WEBHOOK)]),
+    "webhooks show": ([WHE], [ok(WEBHOOK)]),
+    "webhooks update": ([WHE, "--enabled", "off"], [ok(WEBHOOK)]),
+    "webhooks rotate": ([WHE], [ok(WEBHOOK | {"secret": "whsec_a"})]),
+    "webhooks delete": ([WHE], [ok({"id": WHE, "object": "webhook_endpoint", "deleted": True})]),
+    "webhooks test": ([WHE], [ok(DELIVERY), page(DELIVERY)]),
+    "webhooks deliveries": ([WHE], [page(DELIVERY)]),
+    "webhooks redeliver": ([WHE, EVT], [ok(DELIVERY)]),
+    "webhooks replay": (
+        [WHE, "--from", "2026-11-01", "--to", "2026-11-02"],
+        [ok({"object": "webhook_replay", "events": 1})],
+    ),
     "version": ([], []),
     "doctor": ([], []),
     "reconcile": ([], []),
@@ -158,6 +194,8 @@ LISTS = {
         "schedules list",
         "schedules runs",
         "schedules backfill",
+        "webhooks list",
+        "webhooks deliveries",
     ),
     *(
         "reconcile",
@@ -226,7 +264,7 @@ def test_every_command_that_prints_data_has_json_and_is_tried_here() -> None:
         if any("--json" in param.opts for param in command.params)
     }
     assert with_json == set(COMMANDS) - WITHOUT
-    assert set(CALLS) == with_json
+    assert set(CALLS) == with_json - ENDLESS
     assert with_json > LISTS
 
 
