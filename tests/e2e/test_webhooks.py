@@ -13,6 +13,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from openai import OpenAI
+from openai.types.webhooks import BatchCompletedWebhookEvent
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
 from tests import factories
@@ -252,6 +254,28 @@ def test_listen_prints_events_as_they_come(system: System, key: str, client: XAL
         listening.send_signal(signal.SIGINT)
     assert (event["type"], event["data"]) == ("batch.completed", {"id": batch})
     assert listening.wait(30) == 130
+
+
+def test_a_webhook_of_openais_client_is_told_of_a_batch(
+    system: System, key: str, client: XALEN, receiver: Receiver
+) -> None:
+    theirs = OpenAI(base_url=system.base_url, api_key=key)
+    hook = theirs.webhooks.create(name="mine", url=receiver.url, event_types=["batch.completed"])
+    assert theirs.webhooks.test(hook.id, event_type="batch.failed").status_code == 200
+    batch = chats(client)
+    wait_until(lambda: len(receiver.got) == 2)
+    events = [
+        theirs.webhooks.unwrap(got.body, got.headers, secret=hook.signing_secret)
+        for got in receiver.got
+    ]
+    assert [event.type for event in events] == ["batch.failed", "batch.completed"]
+    assert isinstance(events[1], BatchCompletedWebhookEvent)
+    assert events[1].data.id == batch
+    # The two views of the `xalen` client show the same webhook.
+    [named] = client.webhooks.list()
+    [described] = client.webhooks.endpoints.list()
+    assert (named.id, named.name) == (described.id, described.description) == (hook.id, "mine")
+    assert client.webhooks.delete(hook.id).deleted
 
 
 def test_the_client_manages_webhooks(client: XALEN, receiver: Receiver) -> None:

@@ -54,6 +54,8 @@ VALUES: dict[str, Any] = {
     "filename": "mine.jsonl",
     "mime_type": "text/jsonl",
     "data": b"mine",
+    "event_types": ["batch.completed"],
+    "event_type": "batch.completed",
     # That of the neighbour's upload.
     "part_ids": [f"part_{1:032x}"],
 }
@@ -64,6 +66,7 @@ ONE_OF: dict[str, dict[str, Any]] = {
     # In JSON; a form has bytes.
     "POST /v1/uploads": {"purpose": "batch"},
     "POST /v1/webhooks": {"url": "https://example.com/mine"},
+    "POST /v1/webhook_endpoints": {"url": "https://example.com/mine"},
     "POST /v1/chat/completions": factories.chat_line("mine")["body"],
     "POST /v1/responses": {"input": "Hello"},
     "POST /v1/completions": {"prompt": "Hello"},

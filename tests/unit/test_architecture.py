@@ -197,6 +197,7 @@ def test_every_module_has_a_test_file_of_its_name_or_a_row_in_the_tests_readme()
 # Modules of the client without a unit test of their name, and the tests that cover them.
 CLIENT_TESTS = {
     "_errors.py": "unit/client/resources/test_batches.py",
+    "batch/options.py": "unit/client/resources/test_batches.py",
     "batch/outage.py": "unit/client/batch/test_watch.py",
     "batch/results.py": "unit/client/resources/test_batches.py",
     "resources/estimates.py": "e2e/test_client.py",

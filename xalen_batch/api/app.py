@@ -32,6 +32,7 @@ from xalen_batch.api import (
     schedules,
     terms,
     uploads,
+    webhook_endpoints,
     webhooks,
 )
 from xalen_batch.api.anthropic import routes as message_batches
@@ -103,6 +104,8 @@ def create_app() -> FastAPI:
         keys.router,
         webhooks.router,
         webhooks.events_router,
+        webhook_endpoints.router,
+        webhook_endpoints.types_router,
         limits.router,
         terms.router,
         health.router,

@@ -249,6 +249,7 @@ def _authenticate(request: Request, session: Session, secret: str | None, scope:
 
 BriefSubmitter = Annotated[Caller, Depends(calling_briefly(Scope.SUBMIT))]
 BriefReader = Annotated[Caller, Depends(calling_briefly(Scope.READ))]
+BriefAdmin = Annotated[Caller, Depends(calling_briefly(Scope.ADMIN))]
 BriefBiller = Annotated[Caller, Depends(calling_briefly(Scope.BILLING))]
 IdempotencyKey = Annotated[
     str | None,

@@ -1,5 +1,6 @@
-"""Limits the long requests (estimates, previews) that one API process runs at a time, in total and
-for each account.
+"""Limits the long requests that one API process runs at a time, in total and for each account.
+
+Long are estimates, previews and tests of webhooks, for example.
 
 Requests above a limit are refused, not queued: an account cannot take all places, and long requests
 cannot take all threads of the API, of which each short request needs one.
@@ -43,7 +44,7 @@ def _refuse_if_too_many(account: UUID) -> None:
     if _at_work[account] >= most_of_account:
         who = (
             f"{most_of_account} requests of the account that take long (estimates, previews,"
-            " searches for a line, changes of schedules)"
+            " searches for a line, changes of schedules, tests of webhooks)"
         )
     elif _at_work.total() >= most:
         who = f"{most} requests that take long"

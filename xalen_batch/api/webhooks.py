@@ -86,12 +86,11 @@ def change_webhook(
     """Change it. What waits for it goes to the new URL."""
     endpoint = endpoints.lock(session, caller, webhook_id)
     sent = body.model_fields_set
-    types = None if endpoint.events is None else [EventType(name) for name in endpoint.events]
     endpoints.change(
         session,
         endpoint,
         url=body.url,
-        types=body.events if "events" in sent else types,
+        types=body.events if "events" in sent else endpoints.types_of(endpoint),
         description=body.description if "description" in sent else endpoint.description,
     )
     if body.enabled is not None:

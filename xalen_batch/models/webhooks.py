@@ -76,6 +76,8 @@ class WebhookEndpoint(Base):
     previous_secret_until: Mapped[datetime | None]
     rotated_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    # Of the last change of URL, events, description or secret. Null: none is known.
+    changed_at: Mapped[datetime | None]
     deleted_at: Mapped[datetime | None]
 
     # Of the last attempt of any delivery.

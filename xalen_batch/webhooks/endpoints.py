@@ -1,7 +1,7 @@
 """Endpoints: the webhooks of an account, and those that batches bring."""
 
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from sqlalchemy import Select, delete, select
@@ -123,6 +123,8 @@ def change(
         endpoint.url = addresses.check(url).url
     endpoint.events = _names(types)
     endpoint.description = description
+    if session.is_modified(endpoint):
+        endpoint.changed_at = db.now(session)
     session.flush()
 
 
@@ -142,8 +144,22 @@ def rotate(session: Session, endpoint: WebhookEndpoint, overlap: timedelta = OVE
     endpoint.previous_secret = endpoint.secret if keeps else None
     endpoint.previous_secret_until = now + overlap if keeps else None
     endpoint.secret = signing.new_secret()
-    endpoint.rotated_at = now
+    endpoint.rotated_at = endpoint.changed_at = now
     session.flush()
+
+
+def types_of(endpoint: WebhookEndpoint) -> list[EventType] | None:
+    """The types of the events that a webhook gets; None: all."""
+    return None if endpoint.events is None else [EventType(name) for name in endpoint.events]
+
+
+def signing_secrets(endpoint: WebhookEndpoint, now: datetime) -> list[str]:
+    """The secrets that sign now, the newest first; none for a batch's webhook without a secret."""
+    until = endpoint.previous_secret_until
+    found = [endpoint.secret] if endpoint.secret else []
+    if endpoint.previous_secret is not None and until is not None and now < until:
+        found.append(endpoint.previous_secret)
+    return found
 
 
 def delete_one(session: Session, endpoint: WebhookEndpoint) -> None:

@@ -18,7 +18,7 @@ from xalen_batch.models import WebhookEndpoint, deliveries
 from xalen_batch.models.deliveries import Attempt, Candidate, Due
 from xalen_batch.models.events import EventType
 from xalen_batch.models.webhooks import WebhookStatus
-from xalen_batch.webhooks import payload, retries, signing
+from xalen_batch.webhooks import endpoints, payload, retries, signing
 from xalen_batch.webhooks.receiver import NoAnswer, Receivers
 
 logger = log.get(__name__)
@@ -187,7 +187,8 @@ class Sender:
         now = datetime.now(UTC)
         body = payload.body(delivery)
         id = payload.event_id(delivery)
-        headers = signing.headers(_secrets(endpoint, now), id, int(now.timestamp()), body)
+        secrets = endpoints.signing_secrets(endpoint, now)
+        headers = signing.headers(secrets, id, int(now.timestamp()), body)
         try:
             answer = self._receivers.post(endpoint.url, headers, body, attempt=delivery.attempts)
         except NoAnswer as problem:
@@ -211,15 +212,6 @@ class Sender:
 
 def _is_enabled(endpoint: WebhookEndpoint) -> bool:
     return endpoint.status == WebhookStatus.ENABLED and endpoint.deleted_at is None
-
-
-def _secrets(endpoint: WebhookEndpoint, now: datetime) -> list[str]:
-    """The secrets that sign now, the newest first; none for a batch's webhook without a secret."""
-    until = endpoint.previous_secret_until
-    found = [endpoint.secret] if endpoint.secret else []
-    if endpoint.previous_secret is not None and until is not None and now < until:
-        found.append(endpoint.previous_secret)
-    return found
 
 
 def _record(endpoint: WebhookEndpoint, delivery: Due, attempt: Attempt) -> WebhookEndpoint | None:

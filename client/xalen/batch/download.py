@@ -5,14 +5,33 @@ import base64
 import hashlib
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    aclosing,
+    asynccontextmanager,
+    closing,
+    contextmanager,
+)
+from typing import Any
 
-from openai import APIConnectionError, APIResponse, AsyncAPIResponse, AsyncOpenAI, OpenAI
+from openai import (
+    APIConnectionError,
+    APIResponse,
+    AsyncAPIResponse,
+    AsyncOpenAI,
+    OpenAI,
+    RequestOptions,
+)
 
 from xalen._errors import DownloadError
+from xalen._options import path
 from xalen.batch.outage import PASSING, SILENCE, Outage
 
+OUTPUT = "/batches/{batch_id}/output"
+# As `with_streaming_response` asks for an answer that is not read yet.
+STREAMED = "X-Stainless-Raw-Response"
 _SHA256 = re.compile(r"(?:^|,)\s*sha-256=:([A-Za-z0-9+/]{43}=):")
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)", re.ASCII)
 
@@ -89,15 +108,39 @@ class ResumableBody:
             yield bytes(self._rest)
 
 
+Open = Callable[[dict[str, str]], AbstractContextManager[APIResponse[Any]]]
+AsyncOpen = Callable[[dict[str, str]], AbstractAsyncContextManager[AsyncAPIResponse[Any]]]
+
+
 def lines(client: OpenAI, file_id: str | None) -> Iterator[bytes]:
     """The lines of a file; none if there is no file."""
     if file_id is None:
         return
+    content = client.files.with_streaming_response.content
+    yield from _lines(lambda fields: content(file_id, extra_headers=fields, timeout=SILENCE))
+
+
+def merged_lines(client: OpenAI, batch_id: str) -> Iterator[bytes]:
+    """The lines of a batch's merged results."""
+    yield from _lines(lambda fields: _merged(client, batch_id, fields))
+
+
+@contextmanager
+def _merged(client: OpenAI, batch_id: str, fields: dict[str, str]) -> Iterator[APIResponse[bytes]]:
+    answer: APIResponse[bytes] = client.get(
+        path(OUTPUT, batch_id=batch_id), options=_streamed(fields), cast_to=APIResponse[bytes]
+    )
+    with closing(answer):
+        yield answer
+
+
+def _lines(open: Open) -> Iterator[bytes]:
+    """The lines of a body. `open` sends a request with these fields."""
     body, outage = ResumableBody(), Outage()
     while True:
         before = body.received
         try:
-            yield from _answer(client, file_id, body)
+            yield from _answer(open, body)
             return
         except PASSING as error:
             if body.received > before:
@@ -105,11 +148,9 @@ def lines(client: OpenAI, file_id: str | None) -> Iterator[bytes]:
             time.sleep(outage.pause(error))
 
 
-def _answer(client: OpenAI, file_id: str, body: ResumableBody) -> Iterator[bytes]:
+def _answer(open: Open, body: ResumableBody) -> Iterator[bytes]:
     """The lines of one answer. APIConnectionError if it ends early."""
-    with client.files.with_streaming_response.content(
-        file_id, extra_headers=body.fields(), timeout=SILENCE
-    ) as answer:
+    with open(body.fields()) as answer:
         body.begin(answer.status_code, answer.headers)
         chunks = answer.iter_bytes()
         while chunk := _next(chunks, answer):
@@ -117,6 +158,15 @@ def _answer(client: OpenAI, file_id: str, body: ResumableBody) -> Iterator[bytes
         if body.is_short:
             raise _lost(answer)
     yield from body.end()
+
+
+def _streamed(fields: dict[str, str]) -> RequestOptions:
+    """The options of a request for merged results whose answer is not read by `openai`."""
+    return {
+        "headers": {**fields, "Accept": "application/jsonl", STREAMED: "stream"},
+        "params": {"merged": "true"},
+        "timeout": SILENCE,
+    }
 
 
 def _next(chunks: Iterator[bytes], answer: APIResponse[bytes]) -> bytes:
@@ -141,11 +191,38 @@ async def async_lines(client: AsyncOpenAI, file_id: str | None) -> AsyncIterator
     """The lines of a file; none if there is no file."""
     if file_id is None:
         return
+    content = client.files.with_streaming_response.content
+    async for line in _async_lines(
+        lambda fields: content(file_id, extra_headers=fields, timeout=SILENCE)
+    ):
+        yield line
+
+
+async def async_merged_lines(client: AsyncOpenAI, batch_id: str) -> AsyncIterator[bytes]:
+    """The lines of a batch's merged results."""
+    async for line in _async_lines(lambda fields: _async_merged(client, batch_id, fields)):
+        yield line
+
+
+@asynccontextmanager
+async def _async_merged(
+    client: AsyncOpenAI, batch_id: str, fields: dict[str, str]
+) -> AsyncIterator[AsyncAPIResponse[bytes]]:
+    answer: AsyncAPIResponse[bytes] = await client.get(
+        path(OUTPUT, batch_id=batch_id), options=_streamed(fields), cast_to=AsyncAPIResponse[bytes]
+    )
+    try:
+        yield answer
+    finally:
+        await answer.close()
+
+
+async def _async_lines(open: AsyncOpen) -> AsyncIterator[bytes]:
     body, outage = ResumableBody(), Outage()
     while True:
         before = body.received
         try:
-            async with aclosing(_async_answer(client, file_id, body)) as answer:
+            async with aclosing(_async_answer(open, body)) as answer:
                 async for line in answer:
                     yield line
             return
@@ -155,13 +232,9 @@ async def async_lines(client: AsyncOpenAI, file_id: str | None) -> AsyncIterator
             await asyncio.sleep(outage.pause(error))
 
 
-async def _async_answer(
-    client: AsyncOpenAI, file_id: str, body: ResumableBody
-) -> AsyncGenerator[bytes]:
+async def _async_answer(open: AsyncOpen, body: ResumableBody) -> AsyncGenerator[bytes]:
     """The lines of one answer. APIConnectionError if it ends early."""
-    async with client.files.with_streaming_response.content(
-        file_id, extra_headers=body.fields(), timeout=SILENCE
-    ) as answer:
+    async with open(body.fields()) as answer:
         body.begin(answer.status_code, answer.headers)
         chunks = answer.iter_bytes()
         while chunk := await _async_next(chunks, answer):

@@ -16,11 +16,14 @@ T = TypeVar("T")
 
 
 class _Results:
-    def __init__(self, batch: Batch, invoice: Invoice | None, source: Source | None) -> None:
+    def __init__(
+        self, batch: Batch, invoice: Invoice | None, source: Source | None, *, is_merged: bool
+    ) -> None:
         self.batch = batch
         # None for a key without the scope `billing`.
         self.invoice = invoice
         self._source = source
+        self._is_merged = is_merged
 
     def _join(self) -> Join:
         return Join(ANSWERS.get(self.batch.endpoint, BaseModel))
@@ -41,17 +44,28 @@ class BatchResults(_Results, Generic[T]):
     """
 
     def __init__(
-        self, client: OpenAI, batch: Batch, invoice: Invoice | None, source: Source | None
+        self,
+        client: OpenAI,
+        batch: Batch,
+        invoice: Invoice | None,
+        source: Source | None,
+        *,
+        is_merged: bool = False,
     ) -> None:
-        super().__init__(batch, invoice, source)
+        super().__init__(batch, invoice, source, is_merged=is_merged)
         self._client = client
 
     def __iter__(self) -> Iterator[LineResult[T]]:
+        batch = self.batch
         lines = {
             Side.REQUESTS: self._sent() or self._stored(),
-            Side.OUTPUT: download.lines(self._client, self.batch.output_file_id),
-            Side.ERRORS: download.lines(self._client, self.batch.error_file_id),
+            Side.OUTPUT: download.lines(self._client, batch.output_file_id),
+            Side.ERRORS: download.lines(self._client, batch.error_file_id),
         }
+        if self._is_merged:
+            # They have the invalid lines too, as the error file has.
+            lines[Side.OUTPUT] = download.lines(self._client, None)
+            lines[Side.ERRORS] = download.merged_lines(self._client, batch.id)
         join = self._join()
         while not join.is_over:
             for side in join.wanted():
@@ -75,17 +89,28 @@ class AsyncBatchResults(_Results, Generic[T]):
     """
 
     def __init__(
-        self, client: AsyncOpenAI, batch: Batch, invoice: Invoice | None, source: Source | None
+        self,
+        client: AsyncOpenAI,
+        batch: Batch,
+        invoice: Invoice | None,
+        source: Source | None,
+        *,
+        is_merged: bool = False,
     ) -> None:
-        super().__init__(batch, invoice, source)
+        super().__init__(batch, invoice, source, is_merged=is_merged)
         self._client = client
 
     async def __aiter__(self) -> AsyncIterator[LineResult[T]]:
+        batch = self.batch
         lines = {
             Side.REQUESTS: self._stored(),
-            Side.OUTPUT: download.async_lines(self._client, self.batch.output_file_id),
-            Side.ERRORS: download.async_lines(self._client, self.batch.error_file_id),
+            Side.OUTPUT: download.async_lines(self._client, batch.output_file_id),
+            Side.ERRORS: download.async_lines(self._client, batch.error_file_id),
         }
+        if self._is_merged:
+            # They have the invalid lines too, as the error file has.
+            lines[Side.OUTPUT] = download.async_lines(self._client, None)
+            lines[Side.ERRORS] = download.async_merged_lines(self._client, batch.id)
         join = self._join()
         while not join.is_over:
             for side in join.wanted():

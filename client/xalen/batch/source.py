@@ -62,6 +62,16 @@ class Source:
         """Whether the file is as it was when it was opened."""
         return self._state() == self._before
 
+    @property
+    def size(self) -> int:
+        """Its bytes now."""
+        return os.fstat(self.file.fileno()).st_size
+
+    def piece(self, first: int, most: int) -> bytes:
+        """At most this many bytes from a position on."""
+        self.file.seek(first)
+        return self.file.read(most)
+
     def lines(self) -> Iterator[bytes]:
         """The lines from the first one on. Each iteration has its own position."""
         position = 0

@@ -33,6 +33,14 @@ class WaitOptions(TypedDict, total=False):
     max_wait_seconds: float | None
 
 
+def rest_of(options: WaitOptions, began: float) -> WaitOptions:
+    """The options of another wait, which may last as long as is left since `began`."""
+    most = options.get("max_wait_seconds")
+    if most is None:
+        return options
+    return {**options, "max_wait_seconds": max(0.0, most - (time.monotonic() - began))}
+
+
 class Watch:
     """One wait for one batch."""
 

@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, cast, overload
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
 
 from openai import (
     AsyncStream,
@@ -14,7 +14,7 @@ from openai import (
     not_given,
     omit,
 )
-from openai.pagination import AsyncCursorPage, SyncCursorPage
+from openai.pagination import AsyncCursorPage, AsyncPage, SyncCursorPage, SyncPage
 from openai.resources.batches import AsyncBatches as OpenAIAsyncBatches
 from openai.resources.batches import Batches as OpenAIBatches
 from openai.types import Batch, Completion, CreateEmbeddingResponse
@@ -24,53 +24,24 @@ from openai.types.responses import Response
 from xalen._errors import BatchFailed
 from xalen._options import Overrides, path, split
 from xalen._options import options as options_of
+from xalen.batch import upload
+from xalen.batch.options import BatchOptions, RetryOptions, RunOptions, creation
 from xalen.batch.outage import PASSING, SILENCE
 from xalen.batch.results import AsyncBatchResults, BatchResults
 from xalen.batch.source import Requests, Source
-from xalen.batch.watch import NO_STREAM, STREAM_SILENCE, WaitOptions, Watch
+from xalen.batch.watch import NO_STREAM, STREAM_SILENCE, WaitOptions, Watch, rest_of
 from xalen.resources.invoices import PATH as INVOICE
 from xalen.types.batch_filters import BatchFilters
 from xalen.types.invoice import Invoice
 from xalen.types.rerank import RerankResponse
-from xalen.types.schedule import ExecutionWindow, ExpiresAfter, OnInvalid
-from xalen.types.webhook import BatchWebhook
 
 if TYPE_CHECKING:
     # Private: `openai` exports no name for the type of its asynchronous lists.
     from openai._base_client import AsyncPaginator
 
 Answer = TypeVar("Answer")
-EVENTS, RETRY = "/batches/{batch_id}/events", "/batches/{batch_id}/retry"
-
-
-class BatchOptions(TypedDict, total=False):
-    # For bodies that name no model.
-    model: str
-    # `24h`, the default, or whole hours or days from `1h` to `7d`.
-    completion_window: str
-    metadata: Mapping[str, str]
-    output_expires_after: ExpiresAfter
-    # Hours in which lines may be started.
-    execution_window: ExecutionWindow
-    # What invalid lines do: `fail`, the default, runs nothing; `skip` runs the others.
-    on_invalid: OnInvalid
-    # Gets the events of the batch.
-    webhook: BatchWebhook
-    # The same key makes no second batch: a program that starts again finds the batch of its last
-    # start. By default a new one.
-    idempotency_key: str
-
-
-class RunOptions(BatchOptions, WaitOptions):
-    pass
-
-
-class RetryOptions(Overrides, total=False):
-    # Only lines that failed with these codes, as the invoice names them, such as `http_503`.
-    codes: Sequence[str]
-    # As in the first batch, if left out.
-    completion_window: str
-    metadata: Mapping[str, str]
+EVENTS = "/batches/{batch_id}/events"
+RETRY, RETRIES = "/batches/{batch_id}/retry", "/batches/{batch_id}/retries"
 
 
 class Batches(OpenAIBatches):
@@ -135,9 +106,19 @@ class Batches(OpenAIBatches):
         """Upload requests and create their batch, as `run` does. Does not wait."""
         return self._submitted(Source.of(requests, endpoint, options.get("model")), options)
 
-    def wait(self, batch_id: str, **options: Unpack[WaitOptions]) -> BatchResults[Any]:
-        """Wait for the end of a batch, as `run` does; at once if it has ended."""
-        return self._results(batch_id, options, None)
+    def wait(
+        self, batch_id: str, *, merged: bool = False, **options: Unpack[WaitOptions]
+    ) -> BatchResults[Any]:
+        """Wait for the end of a batch, as `run` does; at once if it has ended.
+
+        `merged`: wait for its retries too, and give each line once, with its last result.
+        """
+        began = time.monotonic()
+        results = self._results(batch_id, options, None, is_merged=merged)
+        if merged:
+            for retry in self.retries(batch_id):
+                self._ended(Watch(retry.id, rest_of(options, began)))
+        return results
 
     def list(
         self,
@@ -185,6 +166,15 @@ class Batches(OpenAIBatches):
             path(RETRY, batch_id=batch_id), body=body, options=options, cast_to=Batch
         )
 
+    def retries(self, batch_id: str, **overrides: Unpack[Overrides]) -> SyncPage[Batch]:
+        """The retries of a batch and of its retries, the oldest first."""
+        return self._client.get_api_list(
+            path(RETRIES, batch_id=batch_id),
+            model=Batch,
+            page=SyncPage[Batch],
+            options=options_of(overrides),
+        )
+
     def _follow(self, watch: Watch) -> Batch | None:
         """Report the events of a batch. The batch at its end; None if the stream ended first."""
         try:
@@ -198,33 +188,37 @@ class Batches(OpenAIBatches):
         return None
 
     def _submitted(self, source: Source, options: BatchOptions) -> Batch:
-        file = self._client.files.create(
-            file=(source.name, source.file),
-            purpose="batch",
-            extra_headers=_idempotency(options, "file"),
-        )
-        return self.create(**_creation(source, file.id, options))
+        file_id = upload.send(self._client, source, options.get("idempotency_key"))
+        return self.create(**creation(source, file_id, options))
 
     def _results(
-        self, batch_id: str, options: WaitOptions, source: Source | None
+        self,
+        batch_id: str,
+        options: WaitOptions,
+        source: Source | None,
+        *,
+        is_merged: bool = False,
     ) -> BatchResults[Any]:
         watch = Watch(batch_id, options)
-        with watch.telling():
-            while True:
-                batch = _persistently(lambda: self.retrieve(batch_id, timeout=SILENCE), watch)
-                if watch.has_ended(batch):
-                    break
-                if watch.begins_stream():
-                    last = self._follow(watch)
-                    if last is not None:
-                        batch = last
-                        break
-                    continue
-                time.sleep(watch.pause())
+        batch = self._ended(watch)
         if batch.status == "failed":
             raise BatchFailed(batch)
         invoice = _persistently(lambda: self._invoice(batch_id), watch)
-        return BatchResults(self._client, batch, invoice, source)
+        return BatchResults(self._client, batch, invoice, source, is_merged=is_merged)
+
+    def _ended(self, watch: Watch) -> Batch:
+        """The batch at its end, for which this waits."""
+        with watch.telling():
+            while True:
+                batch = _persistently(lambda: self.retrieve(watch.batch_id, timeout=SILENCE), watch)
+                if watch.has_ended(batch):
+                    return batch
+                if watch.begins_stream():
+                    last = self._follow(watch)
+                    if last is not None:
+                        return last
+                    continue
+                time.sleep(watch.pause())
 
     def _invoice(self, batch_id: str) -> Invoice | None:
         try:
@@ -290,9 +284,16 @@ class AsyncBatches(OpenAIAsyncBatches):
         """Upload requests and create their batch, as `run` does. Does not wait."""
         return await self._submitted(await self._source(requests, endpoint, options), options)
 
-    async def wait(self, batch_id: str, **options: Unpack[WaitOptions]) -> AsyncBatchResults[Any]:
-        """Wait for the end of a batch, as `run` does; at once if it has ended."""
-        return await self._results(batch_id, options, None)
+    async def wait(
+        self, batch_id: str, *, merged: bool = False, **options: Unpack[WaitOptions]
+    ) -> AsyncBatchResults[Any]:
+        """Wait for the end of a batch, as `Batches.wait` does."""
+        began = time.monotonic()
+        results = await self._results(batch_id, options, None, is_merged=merged)
+        if merged:
+            async for retry in self.retries(batch_id):
+                await self._ended(Watch(retry.id, rest_of(options, began)))
+        return results
 
     def list(
         self,
@@ -346,6 +347,17 @@ class AsyncBatches(OpenAIAsyncBatches):
             path(RETRY, batch_id=batch_id), body=body, options=options, cast_to=Batch
         )
 
+    def retries(
+        self, batch_id: str, **overrides: Unpack[Overrides]
+    ) -> "AsyncPaginator[Batch, AsyncPage[Batch]]":
+        """The retries of a batch and of its retries, the oldest first."""
+        return self._client.get_api_list(
+            path(RETRIES, batch_id=batch_id),
+            model=Batch,
+            page=AsyncPage[Batch],
+            options=options_of(overrides),
+        )
+
     async def _follow(self, watch: Watch) -> Batch | None:
         """Report the events of a batch. The batch at its end; None if the stream ended first."""
         try:
@@ -359,35 +371,39 @@ class AsyncBatches(OpenAIAsyncBatches):
         return None
 
     async def _submitted(self, source: Source, options: BatchOptions) -> Batch:
-        file = await self._client.files.create(
-            file=(source.name, source.file),
-            purpose="batch",
-            extra_headers=_idempotency(options, "file"),
-        )
-        return await self.create(**_creation(source, file.id, options))
+        file_id = await upload.async_send(self._client, source, options.get("idempotency_key"))
+        return await self.create(**creation(source, file_id, options))
 
     async def _results(
-        self, batch_id: str, options: WaitOptions, source: Source | None
+        self,
+        batch_id: str,
+        options: WaitOptions,
+        source: Source | None,
+        *,
+        is_merged: bool = False,
     ) -> AsyncBatchResults[Any]:
         watch = Watch(batch_id, options)
-        with watch.telling():
-            while True:
-                batch = await _async_persistently(
-                    lambda: self.retrieve(batch_id, timeout=SILENCE), watch
-                )
-                if watch.has_ended(batch):
-                    break
-                if watch.begins_stream():
-                    last = await self._follow(watch)
-                    if last is not None:
-                        batch = last
-                        break
-                    continue
-                await asyncio.sleep(watch.pause())
+        batch = await self._ended(watch)
         if batch.status == "failed":
             raise BatchFailed(batch)
         invoice = await _async_persistently(lambda: self._invoice(batch_id), watch)
-        return AsyncBatchResults(self._client, batch, invoice, source)
+        return AsyncBatchResults(self._client, batch, invoice, source, is_merged=is_merged)
+
+    async def _ended(self, watch: Watch) -> Batch:
+        """The batch at its end, for which this waits."""
+        with watch.telling():
+            while True:
+                batch = await _async_persistently(
+                    lambda: self.retrieve(watch.batch_id, timeout=SILENCE), watch
+                )
+                if watch.has_ended(batch):
+                    return batch
+                if watch.begins_stream():
+                    last = await self._follow(watch)
+                    if last is not None:
+                        return last
+                    continue
+                await asyncio.sleep(watch.pause())
 
     async def _invoice(self, batch_id: str) -> Invoice | None:
         try:
@@ -413,25 +429,3 @@ async def _async_persistently(ask: Callable[[], Awaitable[Answer]], watch: Watch
             return await ask()
         except PASSING as error:
             await asyncio.sleep(watch.pause_after(error))
-
-
-def _idempotency(options: BatchOptions, what: str) -> dict[str, str]:
-    """The header with the caller's key. Without one, the client makes a key for each request."""
-    key = options.get("idempotency_key")
-    # A key belongs to one request, and there are two.
-    return {} if key is None else {"Idempotency-Key": f"{key}.{what}"}
-
-
-def _creation(source: Source, file_id: str, options: BatchOptions) -> dict[str, Any]:
-    """The arguments of `create`."""
-    standard = ("metadata", "output_expires_after")
-    extensions = ("execution_window", "on_invalid", "webhook")
-    given = cast(dict[str, Any], options)
-    return {
-        "input_file_id": file_id,
-        "endpoint": source.endpoint,
-        "completion_window": options.get("completion_window", "24h"),
-        **{name: given[name] for name in standard if given.get(name) is not None},
-        "extra_body": {name: given[name] for name in extensions if given.get(name) is not None},
-        "extra_headers": _idempotency(options, "batch"),
-    }

@@ -1,4 +1,4 @@
-"""`client.webhooks`: OpenAI's check of signatures, and the webhooks of the account."""
+"""`client.webhooks`: OpenAI's methods, and `endpoints` with those of this API."""
 
 from functools import cached_property
 from typing import TYPE_CHECKING, Unpack
@@ -244,7 +244,7 @@ class AsyncEndpoints:
 
 
 class Webhooks(OpenAIWebhooks):
-    """`unwrap` and `verify_signature` are OpenAI's."""
+    """OpenAI's methods, which this API serves too. `endpoints` has what goes beyond them."""
 
     @cached_property
     def endpoints(self) -> Endpoints:
@@ -252,7 +252,7 @@ class Webhooks(OpenAIWebhooks):
 
 
 class AsyncWebhooks(OpenAIAsyncWebhooks):
-    """`unwrap` and `verify_signature` are OpenAI's."""
+    """OpenAI's methods, which this API serves too. `endpoints` has what goes beyond them."""
 
     @cached_property
     def endpoints(self) -> AsyncEndpoints:

@@ -28,6 +28,7 @@ NO_RESPONSE = f"/v1/responses/resp_{'0' * 32}"
 NO_MESSAGE_BATCH = f"/v1/messages/batches/msgbatch_{'0' * 32}"
 NO_UPLOAD = f"/v1/uploads/upload_{'0' * 32}"
 NO_WEBHOOK = f"/v1/webhooks/whe_{'0' * 32}"
+NO_ENDPOINT = f"/v1/webhook_endpoints/whe_{'0' * 32}"
 NO_FILE = "/v1/files/file-" + "0" * 32
 DESCRIBED = app.create_app().openapi()["paths"]
 
@@ -228,6 +229,25 @@ BOUNDS: dict[Route, Bound] = {
     ),
     ("POST", "/v1/webhooks/{webhook_id}/replay"): Bound(
         lambda given: (f"{NO_WEBHOOK}/replay", _yesterday(given)), CHANGES
+    ),
+    ("POST", "/v1/webhook_endpoints"): Bound(
+        lambda given: (
+            "/v1/webhook_endpoints",
+            {"url": "https://example.com/", "name": "ci", "event_types": ["batch.failed"]},
+        ),
+        {Quota.WEBHOOKS: {"quota_webhooks": 0}},
+    ),
+    ("POST", "/v1/webhook_endpoints/{webhook_id}"): Bound(
+        lambda given: (NO_ENDPOINT, {"name": "other"}), CHANGES
+    ),
+    ("DELETE", "/v1/webhook_endpoints/{webhook_id}"): Bound(
+        lambda given: (NO_ENDPOINT, None), CHANGES
+    ),
+    ("POST", "/v1/webhook_endpoints/{webhook_id}/rotate_secret"): Bound(
+        lambda given: (f"{NO_ENDPOINT}/rotate_secret", None), CHANGES
+    ),
+    ("POST", "/v1/webhook_endpoints/{webhook_id}/test"): Bound(
+        lambda given: (f"{NO_ENDPOINT}/test", {"event_type": "batch.failed"}), CHANGES
     ),
 }
 FILLED = [(route, quota) for route, bound in BOUNDS.items() for quota in bound.full]

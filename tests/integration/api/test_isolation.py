@@ -34,6 +34,7 @@ from xalen_batch import db
 from xalen_batch.accounts.accounts import Scope
 from xalen_batch.api import app
 from xalen_batch.api.live.ledger import recorder
+from xalen_batch.webhooks import samples
 
 ROUTES = list(isolation.operations())
 REFUSED = {
@@ -46,8 +47,15 @@ REFUSED = {
 
 
 @pytest.fixture
-def neighbour(database: str, valkey: object, configure: Callable[..., None]) -> Neighbour:
+def neighbour(
+    database: str,
+    valkey: object,
+    configure: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Neighbour:
     configure(failed_auth_per_minute=1_000_000)
+    # As if the webhook's receiver answered.
+    monkeypatch.setattr(samples, "send", lambda endpoint, type: 200)
     return neighbours.move_in()
 
 

@@ -7,6 +7,7 @@ import pytest
 from tests import ran
 from tests.integration.conftest import Api
 from tests.ran import BUSY, answered
+from xalen import XALEN
 from xalen_batch import db, ids
 from xalen_batch.accounts import accounts
 from xalen_batch.models import Batch
@@ -90,3 +91,21 @@ def test_the_merged_file_has_every_line_once(api: Api, first: Batch) -> None:
     ]
     assert answer.headers["x-batch-complete"] == "true"
     assert f"{ids.render('batch', first.id)}_merged.jsonl" in answer.headers["content-disposition"]
+
+
+def test_the_python_client_gives_the_last_result_of_each_line(api: Api, first: Batch) -> None:
+    name = ids.render("batch", first.id)
+    with XALEN(base_url=f"http://127.0.0.1:{api.port}/v1", api_key=api.key) as client:
+        retry = client.batches.retry(name)
+        batch_id = ids.parse("batch", retry.id)
+        assert batch_id is not None
+        validate.run(batch_id)
+        ran.end(batch_id, {"two": answered("again"), "three": BUSY})
+        assert [batch.id for batch in client.batches.retries(name)] == [retry.id]
+        results = client.batches.wait(name, merged=True)
+        found = list(results)
+    assert results.batch.id == name
+    assert [result.custom_id for result in found] == ["one", "two", "three"]
+    assert [result.response and result.response.text for result in found] == ["yes", "again", None]
+    assert found[2].error is not None
+    assert found[2].error.status_code == 503

@@ -33,6 +33,7 @@ from xalen_batch.models import Account, ScheduleRun
 from xalen_batch.schedules import runs
 from xalen_batch.schedules.runs import Trigger
 from xalen_batch.states import RunState
+from xalen_batch.webhooks import endpoints, samples
 
 # Deletions come last: the other routes need the objects that they delete.
 ROUTES = sorted(isolation.operations(), key=lambda route: route[0] == "DELETE")
@@ -80,6 +81,10 @@ ALWAYS = {
     "DeliveryObject": {"id", "object", "state"},
     "DeletedWebhook": {"id", "object", "deleted"},
     "ReplayObject": {"object", "events"},
+    "OpenAIWebhookObject": {"id", "object"},
+    "NewOpenAIWebhookObject": {"id", "object", "signing_secret"},
+    "DeletedOpenAIWebhook": {"id", "object", "deleted"},
+    "WebhookTestObject": {"object", "event_type", "status_code", "success", "webhook_endpoint_id"},
     "DeletedSchedule": {"id", "object", "deleted", "discarded_requests"},
 }
 SCHEMAS: dict[str, Any] = DESCRIPTION["components"]["schemas"]
@@ -91,12 +96,14 @@ NEEDED: dict[tuple[str, str], Scope] = {}
 class World:
     """An account with something of every kind.
 
-    `priced`: a schedule whose last run has a cost. `total`: that cost.
+    `priced`: a schedule whose last run has a cost. `total`: that cost. `webhook`: another webhook,
+    as two routes delete one.
     """
 
     neighbour: Neighbour
     priced: str
     total: str
+    webhook: str
 
     def target(self, method: str, path: str) -> dict[str, str]:
         """The path parameters of a route, by name."""
@@ -121,7 +128,9 @@ class World:
                 Kind.RUNNING_MESSAGE_BATCH if path.endswith("/cancel") else Kind.MESSAGE_BATCH
             ],
             "upload_id": found[upload],
-            "webhook_id": found[Kind.WEBHOOK],
+            "webhook_id": (
+                self.webhook if path.startswith("/v1/webhook_endpoints") else found[Kind.WEBHOOK]
+            ),
             "event_id": found[Kind.EVENT],
             **OTHER_PARAMETERS,
             "month": f"{datetime.now(UTC):%Y-%m}",
@@ -138,7 +147,9 @@ class World:
 
 
 @pytest.fixture
-def world(database: str, valkey: object) -> World:
+def world(database: str, valkey: object, monkeypatch: pytest.MonkeyPatch) -> World:
+    # As if the webhook's receiver answered.
+    monkeypatch.setattr(samples, "send", lambda endpoint, type: 200)
     neighbour = neighbours.move_in()
     with db.transaction() as session:
         caller = accounts.authenticate(session, neighbour.secret)
@@ -160,7 +171,8 @@ def world(database: str, valkey: object) -> World:
     )
     with db.transaction() as session:
         total = invoices.render(invoices.of_batch(session, batch))["total"]
-    return World(neighbour, ids.render("sched", schedule.id), total)
+        webhook = endpoints.create(session, caller, url="https://example.com/", description=CANARY)
+    return World(neighbour, ids.render("sched", schedule.id), total, ids.render("whe", webhook.id))
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,10 @@ import openai
 import pytest
 from sqlalchemy import text
 
+from tests import factories
 from tests.integration.conftest import Answer, Api, multipart
+from xalen import XALEN
+from xalen.batch import upload as client_upload
 from xalen_batch import db, ids, storage, uploads
 
 CONTENT = b"".join(b'{"n": %d}\n' % number for number in range(20_000))
@@ -284,3 +288,22 @@ def test_a_lost_part_is_an_error_of_the_storage(api: Api) -> None:
     os.unlink(storage.folder() / "parts" / name_of(part))
     assert complete(api, upload, [part]).status == 503
     assert api.ask("GET", f"/v1/uploads/{upload}").json["status"] == "pending"
+
+
+def test_the_python_client_sends_a_large_input_in_parts_once_for_a_key(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_upload, "PART", 500)
+    requests = [{"messages": [{"role": "user", "content": f"Say {n}."}]} for n in range(20)]
+    with XALEN(base_url=f"http://127.0.0.1:{api.port}/v1", api_key=api.key) as client:
+        first, again = (
+            client.batches.submit(requests, model=factories.CHAT_MODEL, idempotency_key="night-1")
+            for _ in range(2)
+        )
+        assert first.id == again.id
+        content = client.files.content(first.input_file_id).content
+    assert len(content) > 5 * client_upload.PART
+    assert [json.loads(line)["custom_id"] for line in content.splitlines()] == [
+        f"request-{n}" for n in range(1, 21)
+    ]
+    assert len(api.ask("GET", "/v1/files").json["data"]) == 1

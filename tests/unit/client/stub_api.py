@@ -63,6 +63,9 @@ class Api(ThreadingHTTPServer):
         self.outages: list[int] = []
         # Bodies of event streams, each once; without one there is no such route.
         self.streams: list[bytes] = []
+        # The upload in parts, as GET shows it; None: there is no such route.
+        self.upload: dict[str, Any] | None = None
+        self.parts: list[bytes] = []
         # Answers to other requests, by method and path.
         self.others: dict[str, Any] = {}
 
@@ -106,11 +109,12 @@ class Handler(BaseHTTPRequestHandler):
         if f"{self.command} {path}" in self.server.others:
             self._json(200, self.server.others[f"{self.command} {path}"])
         elif path == "/files":
-            # Between the head of the part and the boundary behind it.
-            found = re.search(rb'filename="[^"]*"\r\n[^\r]*\r\n\r\n(.*)\r\n--', body, re.DOTALL)
-            assert found is not None
-            self.server.contents["input"] = found[1]
+            self.server.contents["input"] = _sent_file(body)
             self._json(200, {"id": "file-in", "object": "file"})
+        elif path.startswith("/uploads") and self.server.upload is not None:
+            self._uploads(self.server.upload, path, body)
+        elif path == "/batches/batch_1/output?merged=true":
+            self._content("merged")
         elif path.endswith("/content"):
             self._content(FILES[path.split("/")[2]])
         elif path.endswith("/events") and self.server.streams:
@@ -134,6 +138,24 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self._handle()
+
+    def _uploads(self, upload: dict[str, Any], path: str, body: bytes) -> None:
+        if path == "/uploads":
+            upload |= {"id": f"upload_{len(self.server.sent('POST', path))}", "status": "pending"}
+        elif path.endswith("/parts"):
+            self.server.parts.append(_sent_file(body))
+            self._json(200, {"id": f"part_{len(self.server.parts)}"})
+            return
+        elif path.endswith("/complete"):
+            ids = json.loads(body)["part_ids"]
+            parts = [self.server.parts[int(id.removeprefix("part_")) - 1] for id in ids]
+            self.server.contents["input"] = b"".join(parts)
+            upload |= {"status": "completed", "file": {"id": "file-in"}}
+        parts_shown = [
+            {"id": f"part_{number}", "bytes": len(part), "sha256": hashlib.sha256(part).hexdigest()}
+            for number, part in enumerate(self.server.parts, start=1)
+        ]
+        self._json(200, {**upload, "parts": parts_shown})
 
     def _content(self, name: str) -> None:
         content = self.server.contents[name]
@@ -179,6 +201,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         """Keep quiet."""
+
+
+def _sent_file(body: bytes) -> bytes:
+    """The file of a form: between the head of its part and the boundary behind it."""
+    found = re.search(rb'filename="[^"]*"\r\n[^\r]*\r\n\r\n(.*)\r\n--', body, re.DOTALL)
+    assert found is not None
+    return found[1]
 
 
 @contextmanager

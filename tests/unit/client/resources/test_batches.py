@@ -13,8 +13,8 @@ from openai.types.chat import ChatCompletion
 
 from tests.unit.client import stub_api
 from tests.unit.client.stub_api import KEY, Api, answer, jsonl, refusal
-from xalen import XALEN, AsyncXALEN, BatchFailed, LineResult
-from xalen.batch import outage, watch
+from xalen import XALEN, AsyncXALEN, BatchFailed, LineResult, StillRunning
+from xalen.batch import outage, upload, watch
 
 BODY = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 REQUESTS = [{"custom_id": custom_id, "body": BODY} for custom_id in "abc"]
@@ -341,3 +341,102 @@ def test_a_retry_sends_what_is_given(api: Api) -> None:
     assert json.loads(bodies[0]) == {"codes": ["http_503"], "metadata": {"try": "2"}}
     assert json.loads(bodies[1]) == {}
     assert api.sent("POST", "/batches/batch_1/retry")[0]["idempotency-key"]
+
+
+RETRIES = {"object": "list", "data": [{"id": "batch_2"}, {"id": "batch_3"}], "has_more": False}
+
+
+def test_the_retries_of_a_batch_are_listed(api: Api) -> None:
+    api.others["GET /batches/batch_1/retries"] = RETRIES
+
+    async def ask() -> list[str]:
+        async with AsyncXALEN(api_key=KEY, base_url=api.base_url) as client:
+            return [batch.id async for batch in client.batches.retries("batch_1")]
+
+    with XALEN(api_key=KEY, base_url=api.base_url) as client:
+        assert [batch.id for batch in client.batches.retries("batch_1")] == ["batch_2", "batch_3"]
+    assert asyncio.run(ask()) == ["batch_2", "batch_3"]
+
+
+def sync_merged(api: Api, **options: Any) -> list[LineResult[Any]]:
+    with XALEN(api_key=KEY, base_url=api.base_url, max_retries=0) as client:
+        return list(client.batches.wait("batch_1", merged=True, poll_interval=0, **options))
+
+
+def async_merged(api: Api, **options: Any) -> list[LineResult[Any]]:
+    async def main() -> list[LineResult[Any]]:
+        async with AsyncXALEN(api_key=KEY, base_url=api.base_url, max_retries=0) as client:
+            results = await client.batches.wait("batch_1", merged=True, poll_interval=0, **options)
+            return [result async for result in results]
+
+    return asyncio.run(main())
+
+
+merges = pytest.mark.parametrize("merged", [sync_merged, async_merged])
+
+
+@pytest.fixture
+def _merged(api: Api) -> None:
+    api.others["GET /batches/batch_1/retries"] = RETRIES
+    api.contents["input"] = jsonl(*REQUESTS, {"no": "line"})
+    api.contents["merged"] = jsonl(
+        answer("a", "A" * 3000),
+        answer("b", "again"),
+        refusal("c"),
+        refusal("line-4", "invalid"),
+    )
+    # The server states no digest of merged results.
+    api.is_sealed = False
+
+
+@merges
+@pytest.mark.usefixtures("_merged")
+def test_merged_results_are_the_last_of_each_line(
+    api: Api, merged: Callable[..., list[LineResult[Any]]]
+) -> None:
+    api.cuts = [100, 2000]
+    found = merged(api)
+    assert [result.custom_id for result in found] == ["a", "b", "c", "line-4"]
+    assert found[1].response is not None
+    assert found[1].response.choices[0].message.content == "again"
+    assert [result.error and result.error.code for result in found[2:]] == [
+        "batch_expired",
+        "invalid",
+    ]
+    assert [result.request for result in found] == [*REQUESTS, {"no": "line"}]
+    assert not api.cuts
+    # Only the merged results are read.
+    assert not api.sent("GET", "/files/file-out/content")
+
+
+@merges
+@pytest.mark.usefixtures("_merged")
+def test_merged_results_come_when_the_retries_have_ended(
+    api: Api, merged: Callable[..., list[LineResult[Any]]]
+) -> None:
+    api.statuses = ["completed", "in_progress", "in_progress", "failed", "completed"]
+    assert len(merged(api)) == 4
+    asked = [len(api.sent("GET", f"/batches/batch_{number}")) for number in (1, 2, 3)]
+    # One retry failed its validation, which does not hide the results of the others.
+    assert asked == [1, 3, 1]
+
+
+@merges
+@pytest.mark.usefixtures("_merged")
+def test_the_time_to_wait_is_that_of_a_batch_with_its_retries(
+    api: Api, merged: Callable[..., list[LineResult[Any]]]
+) -> None:
+    api.statuses = ["completed", "in_progress"]
+    with pytest.raises(StillRunning, match="batch_2"):
+        merged(api, max_wait_seconds=0.05)
+
+
+@both
+def test_a_large_input_is_sent_in_parts(
+    api: Api, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upload, "PART", 100)
+    api.upload = {}
+    check(run(api, REQUESTS)[1])
+    assert len(api.parts) > 1
+    assert not api.sent("POST", "/files")
