@@ -59,6 +59,9 @@ def _in_storage(system: System, connection: psycopg.Connection) -> Iterator[str]
                 f"the upload {id_.hex} has {path.stat().st_size if path else 'none'} of its {size}"
                 " bytes"
             )
+    # The parts of uploads that have not ended.
+    for (part_id,) in connection.execute("SELECT id FROM upload_parts"):
+        stored.pop(part_id.hex, None)
     long_ago = time.time() - OLDER
     for path in stored.values():
         os.utime(path, (long_ago, long_ago))
