@@ -322,13 +322,16 @@ def over(session: Session, after: tuple[datetime, UUID] | None) -> list[tuple[da
 
 
 def expire(upload_id: UUID) -> None:
-    """End an upload whose time is over, and delete its parts.
+    """End an upload whose time is over, and delete its parts. Nothing if it was forgotten.
 
     Raises UploadBusy while it is joined.
     """
     with db.transaction() as session:
         _lock(session, upload_id)
-        upload = session.get_one(Upload, upload_id)
+        # Under the row's lock the sweep of another worker cannot forget it meanwhile.
+        upload = session.get(Upload, upload_id, with_for_update=True)
+        if upload is None:
+            return
         upload.end(session, UploadStatus.EXPIRED)
     clear(upload_id)
 

@@ -62,12 +62,32 @@ POINTS = {
         "api", "xalen_batch.api.live.ledger:Recorder._write", "after", 10
     ),
     "upload: stored, no row": Point("api", "xalen_batch.api.receive:_store", "after", 2),
+    "part: stored, no row": Point("api", "xalen_batch.uploads:add_part", "before", 3),
+    "part: before its commit": Point("api", "xalen_batch.uploads:add_part", "after", 3),
+    "complete: file written, no row": Point("api", "xalen_batch.uploads:_join", "after", 2),
+    "complete: before its commit": Point("api", "xalen_batch.uploads:_complete", "after", 2),
+    "complete: after its commit, parts not deleted": Point(
+        "api", "xalen_batch.uploads:complete", "after", 2
+    ),
     "upload: before its commit": Point("api", "xalen_batch.files:create", "after", 2),
     "create: before its commit": Point("api", "xalen_batch.batches.batches:create", "after", 2),
     # Reached by transactions with a message alone, so not by those that record live calls.
     "create: after its commit, not answered": Point(
         "api", "xalen_batch.broker:_publisher", "before", 4
     ),
+    "retry: before its commit": Point("api", "xalen_batch.batches.retries:create", "after", 2),
+    "retry: input written, not counted": Point(
+        "worker", f"{PIPELINE}.retry_input:assemble", "after", 1
+    ),
+    "retry: input counted, before its commit": Point(
+        "worker", f"{PIPELINE}.retry_input:Written.count", "after", 1
+    ),
+    "event: before its commit": Point("worker", "xalen_batch.events:record", "after", 3),
+    "webhook: leased": Point("worker", "xalen_batch.models.deliveries:claim", "after", 3),
+    "webhook: accepted, not recorded": Point(
+        "worker", "xalen_batch.webhooks.sender:_record", "before", 4
+    ),
+    "webhook: recorded": Point("worker", "xalen_batch.webhooks.sender:_record", "after", 4),
     "cancel: before its commit": Point("api", "xalen_batch.batches.batches:cancel", "after", 1),
 }
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from urllib.request import Request, urlopen
 
 from tests.chaos.crash_points import POINTS
+from tests.chaos.receiver import ANSWERS, WELL
 from tests.chaos.system import WORKERS, Part, System
 from tests.e2e.processes import wait_until
 from tests.fault_proxy import FaultProxy
@@ -201,6 +202,25 @@ def _storm(system: System, fault: str, rate: float) -> None:
     urlopen(request, timeout=10).close()
 
 
+# What the receiver of webhooks may be: killed, or in one of its moods.
+DOWN = "down"
+MOODS = (DOWN, *(mood for mood in ANSWERS if mood != WELL))
+
+
+@contextmanager
+def receiver(system: System, fault: Fault) -> Iterator[None]:
+    part = system.parts["receiver"]
+    if fault.on == DOWN:
+        part.end(signal.SIGKILL, DEATH)
+    else:
+        system.mood.write_text(fault.on, "utf-8")
+    try:
+        yield
+    finally:
+        system.mood.write_text(WELL, "utf-8")
+        part.start()
+
+
 @contextmanager
 def crash_point(system: System, fault: Fault) -> Iterator[None]:
     """Every process of the point's role will die at it, once each, at most."""
@@ -229,5 +249,6 @@ KINDS: dict[str, Callable[[System, Fault], AbstractContextManager[None]]] = {
     "PostgreSQL stopped": postgres_stopped,
     "network": network,
     "storm": storm,
+    "receiver": receiver,
     "crash point": crash_point,
 }

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tests import ROOT
-from tests.chaos import crash_points, model_server
+from tests.chaos import crash_points, model_server, receiver
 from xalen_batch.pipeline import sweeps
 from xalen_batch.standalone.processes import dying_with_parent
 
@@ -83,6 +83,7 @@ PROGRAMS = {
     "xalen-batch": command,
     "crash-points": crash_points.run,
     "model-server": model_server.run,
+    "receiver": receiver.run,
 }
 
 

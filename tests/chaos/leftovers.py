@@ -47,7 +47,11 @@ def _in_storage(system: System, connection: psycopg.Connection) -> Iterator[str]
     rows = connection.execute(
         "SELECT id, bytes, sha256 FROM files WHERE batch_id IS NULL AND deleted_at IS NULL"
     ).fetchall()
-    stored = {path.name: path for path in (system.files / "input").glob("*")}
+    stored = {
+        path.name: path
+        for prefix in ("input", "parts")
+        for path in (system.files / prefix).glob("*")
+    }
     for id_, size, _ in rows:
         path = stored.pop(id_.hex, None)
         if path is None or path.stat().st_size != size:
@@ -55,6 +59,9 @@ def _in_storage(system: System, connection: psycopg.Connection) -> Iterator[str]
                 f"the upload {id_.hex} has {path.stat().st_size if path else 'none'} of its {size}"
                 " bytes"
             )
+    # The parts of uploads that have not ended.
+    for (part_id,) in connection.execute("SELECT id FROM upload_parts"):
+        stored.pop(part_id.hex, None)
     long_ago = time.time() - OLDER
     for path in stored.values():
         os.utime(path, (long_ago, long_ago))

@@ -71,7 +71,7 @@ def wrong(
 ) -> list[str]:
     """All violations of the invariants, one sentence for each."""
     batches = _rows(connection, "SELECT * FROM batches WHERE metadata ->> 'run' = %s", [run])
-    found = [*_made_once(connection, run, deliveries, batches)]
+    found = [*_made_once(deliveries, batches), *_merged(deliveries)]
     by_id = {f"batch_{batch['id'].hex}": batch for batch in batches}
     for delivery in deliveries:
         found += [
@@ -109,26 +109,38 @@ def given_up(deliveries: Iterable[Delivery]) -> Counter[str]:
     )
 
 
-def _made_once(
-    connection: psycopg.Connection, run: str, deliveries: Sequence[Delivery], batches: Sequence[Row]
-) -> Iterator[str]:
+def _made_once(deliveries: Sequence[Delivery], batches: Sequence[Row]) -> Iterator[str]:
     made = Counter(batch["metadata"]["order"] for batch in batches)
-    uploaded = Counter(
-        row["filename"]
-        for row in _rows(
-            connection,
-            "SELECT filename FROM files WHERE batch_id IS NULL AND filename LIKE %s",
-            [f"{run}-%"],
-        )
-    )
     for delivery in deliveries:
         name = delivery.order.name
         if made[name] != 1:
             yield f"{name}: one Idempotency-Key made {made[name]} batches"
-        if uploaded[f"{run}-{name}.jsonl"] != 1:
-            yield f"{name}: one Idempotency-Key made {uploaded[f'{run}-{name}.jsonl']} files"
         if delivery.ended_at is None:
             yield f"{name}: the batch did not end"
+
+
+def _merged(deliveries: Sequence[Delivery]) -> Iterator[str]:
+    """Merged results have each line once, in the order of the input, with its last answer."""
+    by_id = {delivery.batch.get("id"): delivery for delivery in deliveries}
+    for retry in deliveries:
+        first = by_id.get(retry.first_id)
+        if first is None or retry.ended_at is None:
+            continue
+        name, last = first.order.name, {}
+        for line in (*first.output, *first.errors, *retry.output, *retry.errors):
+            last[line["custom_id"]] = (line["response"], line["error"])
+        found = [line["custom_id"] for line in first.merged]
+        yield from (
+            f"{name}: {words}"
+            for words in _differences(
+                "merged lines", Counter(first.order.custom_ids), Counter(found)
+            )
+        )
+        if found != sorted(found, key=first.order.custom_ids.index):
+            yield f"{name}: the merged lines are not in the order of the input"
+        for line in first.merged:
+            if (line["response"], line["error"]) != last[line["custom_id"]]:
+                yield f"{name}: {line['custom_id']} is not merged with its last result"
 
 
 def _of_batch(

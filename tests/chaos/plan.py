@@ -6,12 +6,12 @@ at the same stage on a slow machine, though never at the same instruction.
 
 import random
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from tests import factories
 from tests.chaos.crash_points import POINTS
-from tests.chaos.faults import BUSIEST, NETWORK, STORMS, Fault
+from tests.chaos.faults import BUSIEST, MOODS, NETWORK, STORMS, Fault
 from tests.chaos.system import DEFAULT, LINKS, SHORT, WORKERS
 from tests.factories import CHAT_MODEL, RERANK_MODEL
 from xalen_batch.endpoints.names import CHAT, RERANK
@@ -24,10 +24,16 @@ REFUSED_SHARE = 0.06
 REFUSALS = ("status=400", "status=413", "status=422")
 
 
+Sent = Literal["file", "parts", "sdk", "requests", "retry"]
+
+
 @dataclass(frozen=True)
 class Order:
     """A batch to create: its lines, those that the model refuses, and the share of ended lines at
     which it is cancelled.
+
+    `sent`: its lines are a file in one request, a file in parts (by hand, or by the SDK), or the
+    body of the batch; those of a retry are the product's own copy. `is_retried`: its lines that failed are retried once.
     """
 
     name: str
@@ -35,6 +41,8 @@ class Order:
     lines: tuple[dict[str, Any], ...]
     refused: frozenset[str] = frozenset()
     cancel_at: float | None = None
+    sent: Sent = "file"
+    is_retried: bool = False
 
     @property
     def custom_ids(self) -> list[str]:
@@ -114,6 +122,7 @@ def every_fault() -> list[tuple[str, str]]:
         *(("PostgreSQL stopped", number) for number in ("SIGKILL", "SIGQUIT")),
         *(("network", f"{link}: {how}") for link in LINKS for how in NETWORK),
         *(("storm", name) for name in STORMS),
+        *(("receiver", mood) for mood in MOODS),
         *(("crash point", name) for name in POINTS),
     ]
 
@@ -166,20 +175,24 @@ def _overlapped(acts: list[Act], dice: random.Random) -> Iterator[Act]:
 def orders(seed: int, dice: random.Random) -> Iterator[Order]:
     """Four batches: chat, rerank, both models in one, and a small one.
 
-    Some lines are refused; some batches are cancelled.
+    Some lines are refused; some batches are cancelled. The mixed and the small one are retried.
     """
     yield _order(seed, "chat", CHAT, dice.randint(120, 200), dice)
-    yield _order(seed, "rerank", RERANK, dice.randint(80, 160), dice)
+    rerank = _order(seed, "rerank", RERANK, dice.randint(80, 160), dice)
+    yield replace(rerank, sent="sdk")
     cancel_at = dice.uniform(0.1, 0.6) if dice.random() < 0.6 else None
-    yield _order(seed, "mixed", CHAT, dice.randint(60, 100), dice, cancel_at)
-    yield _order(
+    mixed = _order(seed, "mixed", CHAT, dice.randint(60, 100), dice, cancel_at)
+    yield replace(mixed, sent="parts", is_retried=True)
+    small = _order(
         seed,
         "small",
         dice.choice((CHAT, RERANK)),
         dice.randint(1, 6),
         dice,
         0.0 if dice.random() < 0.3 else None,
+        refuses_first=True,
     )
+    yield replace(small, sent="requests", is_retried=True)
 
 
 def _order(
@@ -189,11 +202,15 @@ def _order(
     count: int,
     dice: random.Random,
     cancel_at: float | None = None,
+    *,
+    refuses_first: bool = False,
 ) -> Order:
     lines, refused = [], set()
     for number in range(1, count + 1):
         token = f"run-{seed}-{name}-{number}"
         refusal = dice.choice(REFUSALS) if dice.random() < REFUSED_SHARE else None
+        if refuses_first and number == 1:
+            refusal = REFUSALS[0]
         if refusal:
             refused.add(token)
         lines.append(

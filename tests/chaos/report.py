@@ -58,6 +58,10 @@ def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "requests of clients that had to be sent again": _sum(outcomes, "unanswered"),
         "live calls": _sum(outcomes, "live_calls"),
         "live calls that a killed API answered and did not bill": _sum(outcomes, "live_lost"),
+        "uploads in parts that were completed": _sum(outcomes, "uploads"),
+        "retries of batches": _sum(outcomes, "retries"),
+        "events that the receiver of webhooks accepted": _sum(outcomes, "events"),
+        "deliveries of events that it had accepted before": _sum(outcomes, "told_again"),
         "worst recovery with a lease of 3 s, seconds": _worst(
             outcome for outcome in outcomes if outcome.lease < DEFAULT_LEASE
         ),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import psycopg
 
-from tests.chaos import leftovers, live, logged, oracle, sealed
+from tests.chaos import leftovers, live, logged, oracle, sealed, told, uploaded
 from tests.chaos.drive import Client, Delivery
 from tests.chaos.faults import KINDS, PROCESSES, Fault
 from tests.chaos.plan import Act, Plan
@@ -44,6 +44,10 @@ class Outcome:
     unanswered: int = 0
     live_calls: int = 0
     live_lost: int = 0
+    uploads: int = 0
+    retries: int = 0
+    events: int = 0
+    told_again: int = 0
     recovery: float = 0.0
     seconds: float = 0.0
     wrong: list[str] = field(default_factory=list)
@@ -61,6 +65,8 @@ class Run:
         self._plan = plan
         self.outcome = Outcome(plan.seed, system.lease, batches=len(plan.orders), lines=plan.lines)
         self._first_call = system.calls.stat().st_size if system.calls.exists() else 0
+        self._first_told = system.told.stat().st_size
+        self.told = told.Told()
         self._read_logs = logged.Reader(system)
         self.calls = oracle.Calls()
         self._clients = [
@@ -152,7 +158,7 @@ class Run:
                 self._connection.autocommit = True
             row = self._connection.execute(
                 "SELECT coalesce(sum(completed + failed), 0) FROM tasks WHERE batch_id IN (SELECT"
-                " id FROM batches WHERE metadata ->> 'run' = %s)",
+                " id FROM batches WHERE metadata ->> 'run' = %s AND retry_of IS NULL)",
                 [f"run-{self._plan.seed}"],
             ).fetchone()
         except psycopg.Error:
@@ -177,7 +183,7 @@ class Run:
 
     @property
     def deliveries(self) -> list[Delivery]:
-        return [client.delivery for client in self._clients]
+        return [delivery for client in self._clients for delivery in client.deliveries]
 
     def _judge(self) -> None:
         deliveries = self.deliveries
@@ -186,16 +192,28 @@ class Run:
         self.outcome.lost, self.outcome.doubled = oracle.lost_and_doubled(deliveries)
         self.outcome.given_up = dict(oracle.given_up(deliveries))
         self.outcome.unanswered = sum(delivery.unanswered for delivery in deliveries)
-        wrong = self.outcome.wrong
+        self.outcome.batches = len(deliveries)
+        self.outcome.lines = sum(len(delivery.order.lines) for delivery in deliveries)
+        self.outcome.retries = sum(bool(delivery.first_id) for delivery in deliveries)
+        run, wrong = f"run-{self._plan.seed}", self.outcome.wrong
         with self._system.connect() as connection:
-            wrong += oracle.wrong(connection, f"run-{self._plan.seed}", deliveries, calls)
+            wrong += oracle.wrong(connection, run, deliveries, calls)
+            wrong += uploaded.wrong(self._system, connection, run, deliveries)
+            if not self._keeps_rows:
+                self.outcome.uploads = uploaded.age(connection, run)
         wrong += self._reconciled("with rows")
         wrong += self._end_the_day()
-        wrong += sealed.unsealed(self._system, f"run-{self._plan.seed}")
+        wrong += sealed.unsealed(self._system, run)
+        wrong += told.unsent(self._system)
+        self._read_told()
         with self._system.connect() as connection:
             wrong += self._wrong_calls(connection)
+            wrong += told.wrong(connection, run, self.told)
         if not self._keeps_rows:
-            wrong += sealed.wrong(self._system, f"run-{self._plan.seed}", deliveries)
+            wrong += sealed.wrong(self._system, run, deliveries)
+            with self._system.connect() as connection:
+                connection.autocommit = True
+                wrong += uploaded.left(connection, run)
             wrong += self._reconciled("without rows")
         wrong += leftovers.left(self._system)
         wrong += self._read_logs.errors()
@@ -209,6 +227,11 @@ class Run:
         self._caller.close()
         self.calls = self._read_calls()
         return wrong
+
+    def _read_told(self) -> None:
+        self.told = told.read(self._system.told, self._first_told, self._system.secret)
+        self.outcome.events = len(self.told.accepted)
+        self.outcome.told_again = self.told.repeated
 
     def _wrong_calls(self, connection: psycopg.Connection) -> list[str]:
         run = f"run-{self._plan.seed}"

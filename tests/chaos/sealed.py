@@ -7,7 +7,7 @@ from typing import Any
 import openai
 import psycopg
 
-from tests.chaos.drive import Delivery
+from tests.chaos.drive import Delivery, merged
 from tests.chaos.system import System
 from tests.waiting import wait_until
 
@@ -83,3 +83,5 @@ def _changed(client: openai.OpenAI, delivery: Delivery) -> Iterator[str]:
             now = [json.loads(line) for line in client.files.content(file_id).content.splitlines()]
         if now != before:
             yield f"{delivery.order.name}: the {name} file changed when it was sealed"
+    if delivery.merged and merged(client, delivery.batch["id"]) != delivery.merged:
+        yield f"{delivery.order.name}: the merged results changed when it was sealed"

@@ -11,11 +11,13 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
+from urllib.request import Request, urlopen
 
 import psycopg
 from sqlalchemy.engine import make_url
 
 from tests.chaos.forks import Forks
+from tests.chaos.receiver import WELL
 from tests.e2e.processes import answers, environment, free_port, wait_until
 from tests.factories import CHAT_MODEL, RERANK_MODEL
 from tests.fault_proxy import FaultProxy
@@ -116,7 +118,11 @@ class System:
         self.calls = folder / "calls.log"
         self.postgres = stores.Postgres(folder / "postgres", folder / "logs" / "postgres.log")
         self.valkey = stores.Valkey(folder / "valkey", folder / "logs" / "valkey.log")
+        # Each delivery that the receiver of webhooks gets, and how it answers.
+        self.told = folder / "told.log"
+        self.mood = folder / "mood"
         self._models_port = free_port()
+        self._receiver_port = free_port()
         self.port = free_port()
         self.proxies: dict[str, FaultProxy] = {}
         self.parts: dict[str, Part] = {}
@@ -223,6 +229,16 @@ class System:
                 raise AssertionError(f"xalen-batch {arguments[0]} failed: {why}")
         self.key: str = json.loads(said)["secret"]
         self._add("models", "model-server", str(self._models_port), str(self.calls), link="")
+        self.mood.write_text(WELL, "utf-8")
+        self.told.touch()
+        self._add(
+            "receiver",
+            "receiver",
+            str(self._receiver_port),
+            str(self.told),
+            str(self.mood),
+            link="",
+        )
         self._add("api", "crash-points", "api", link="postgres-api")
         for name in WORKERS:
             self._add(name, "crash-points", "worker", link=f"postgres-{name}")
@@ -231,6 +247,26 @@ class System:
             closing.callback(self._end, part)
             part.start()
         self.wait_until_ready()
+        self.secret = self._register()
+
+    def _register(self) -> str:
+        """Register the receiver for all events of the account; the secret that signs them."""
+        code, said, why = self.command(
+            *("keys", "create", "--account", "chaos", "--mode", "live"),
+            *("--scopes", "admin", "--json"),
+        )
+        if code:
+            raise AssertionError(f"xalen-batch keys create failed: {why}")
+        request = Request(
+            f"{self.base_url}/webhooks",
+            json.dumps({"url": f"http://127.0.0.1:{self._receiver_port}/"}).encode(),
+            {
+                "authorization": f"Bearer {json.loads(said)['secret']}",
+                "content-type": "application/json",
+            },
+        )
+        with urlopen(request, timeout=START_TIMEOUT) as answer:
+            return str(json.load(answer)["secret"])
 
     def _add(self, name: str, *arguments: str, link: str) -> None:
         url = self._through(link) if link else self.postgres.url
@@ -259,6 +295,8 @@ class System:
             port=self.port,
             log_format="json",
             pool_size=20,
+            webhook_allow_http="true",
+            webhook_allowed_networks="127.0.0.1/32",
         )
 
     def _catalog(self) -> str:

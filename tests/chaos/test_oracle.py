@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 import psycopg
 import pytest
 
-from tests.chaos import leftovers, live, oracle, sealed
+from tests.chaos import leftovers, live, oracle, sealed, told, uploaded
 from tests.chaos.campaign import Campaign
 from tests.chaos.drive import Delivery
 from tests.chaos.oracle import Calls
@@ -31,13 +31,18 @@ class Evidence:
     connection: psycopg.Connection
     system: System
     live: live.Delivered
+    told: told.Told
 
     def wrong_calls(self, *, may_lose: bool = False) -> list[str]:
         return [*live.wrong(self.connection, RUN, self.live, self.calls, may_lose=may_lose)]
 
     @property
     def wrong(self) -> list[str]:
-        return oracle.wrong(self.connection, RUN, self.deliveries, self.calls)
+        return [
+            *oracle.wrong(self.connection, RUN, self.deliveries, self.calls),
+            *uploaded.wrong(self.system, self.connection, RUN, self.deliveries),
+            *told.wrong(self.connection, RUN, self.told),
+        ]
 
     def of(self, name: str) -> Delivery:
         return next(delivery for delivery in self.deliveries if delivery.order.name == name)
@@ -68,7 +73,12 @@ def evidence(calm: tuple[System, Run]) -> Iterator[Evidence]:
     with system.connect() as connection:
         connection.execute("SET session_replication_role = replica")
         yield Evidence(
-            deepcopy(run.deliveries), deepcopy(run.calls), connection, system, deepcopy(run.live)
+            deepcopy(run.deliveries),
+            deepcopy(run.calls),
+            connection,
+            system,
+            deepcopy(run.live),
+            deepcopy(run.told),
         )
         connection.rollback()
 
@@ -80,6 +90,8 @@ def test_a_run_that_went_well_has_nothing_wrong(evidence: Evidence) -> None:
     assert [*leftovers.in_tables(evidence.connection)] == []
     assert oracle.lost_and_doubled(evidence.deliveries) == (0, 0)
     assert sum(len(delivery.errors) for delivery in evidence.deliveries) > 0
+    assert evidence.of("mixed").merged
+    assert len(evidence.told.accepted) > 2 * len(evidence.deliveries)
 
 
 def lose_a_line(chat: Delivery) -> None:
@@ -128,6 +140,10 @@ def fail_without_a_reason(chat: Delivery) -> None:
     )
 
 
+def change_a_line(chat: Delivery) -> None:
+    chat.order = replace(chat.order, lines=(chat.order.lines[1], *chat.order.lines[1:]))
+
+
 def never_end(chat: Delivery) -> None:
     chat.ended_at = None
 
@@ -144,6 +160,7 @@ def never_end(chat: Delivery) -> None:
         (overcharge, "the client was billed 1.00"),
         (answer_with_500, "the client was told POST /v1/batches: 500"),
         (fail_without_a_reason, "failed with who_knows"),
+        (change_a_line, "its input file is not the lines that it was sent"),
         (never_end, "the batch did not end"),
     ],
 )
@@ -325,6 +342,93 @@ def test_a_killed_api_may_lose_a_call_and_bill_none_twice(evidence: Evidence) ->
     evidence.change("DELETE FROM results WHERE batch_id = {ledger} AND line_no = 1")
     assert not any("no ledger" in words for words in evidence.wrong_calls(may_lose=True))
     assert live.lost(evidence.connection, RUN, evidence.live, evidence.calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("doctor", "words"),
+    [
+        (lambda mixed: mixed.merged.pop(), "1 missing of the merged lines"),
+        (lambda mixed: mixed.merged.append(mixed.merged[-1]), "1 too many of the merged lines"),
+        (
+            lambda mixed: mixed.merged.reverse(),
+            "the merged lines are not in the order of the input",
+        ),
+        (lambda mixed: mixed.merged[0].update(response=None), "is not merged with its last result"),
+    ],
+)
+def test_wrong_merged_results_are_named(
+    evidence: Evidence, doctor: Callable[[Delivery], None], words: str
+) -> None:
+    doctor(evidence.of("mixed"))
+    assert [found for found in evidence.wrong if found.startswith("mixed") and words in found]
+
+
+@pytest.mark.parametrize(
+    ("statement", "words"),
+    [
+        (
+            "UPDATE uploads SET status = 'expired' WHERE file_id IS NOT NULL",
+            "an upload of run-9001-mixed.jsonl is expired, and its file is",
+        ),
+        (
+            "UPDATE files SET sha256 = NULL WHERE filename = 'run-9001-mixed.jsonl'",
+            "an upload of run-9001-mixed.jsonl is a file with other bytes",
+        ),
+        (
+            "UPDATE files SET filename = 'run-9001-mixed.jsonl' WHERE filename LIKE '%_retry.jsonl'",
+            "mixed: one Idempotency-Key made",
+        ),
+        (
+            "UPDATE batches SET input_file_id = gen_random_uuid()",
+            "files of `requests` belong to no batch",
+        ),
+        (
+            "DELETE FROM events WHERE object_id = {chat}",
+            "is completed, and has the events []",
+        ),
+        (
+            (
+                "INSERT INTO events (id, account_id, livemode, type, object_id) SELECT"
+                " gen_random_uuid(), account_id, livemode, 'batch.failed', id FROM batches WHERE"
+                " id = {chat}"
+            ),
+            "has the events ['batch.completed', 'batch.failed']",
+        ),
+        ("DELETE FROM events WHERE type = 'xalen.invoice.issued'", "has 0 events"),
+        ("UPDATE webhook_deliveries SET state = 'failed'", ", batch.completed, is failed"),
+    ],
+)
+def test_wrong_uploads_and_events_are_named(evidence: Evidence, statement: str, words: str) -> None:
+    evidence.change(statement)
+    assert [found for found in evidence.wrong if words in found], evidence.wrong
+
+
+def test_an_event_that_the_receiver_did_not_get_is_named(evidence: Evidence) -> None:
+    lost, mixed_up = list(evidence.told.accepted)[:2]
+    del evidence.told.accepted[lost]
+    evidence.told.events[mixed_up]["type"] = "batch.imagined"
+    words = evidence.wrong
+    assert len(words) == 2
+    assert any(found.startswith(f"the receiver never accepted {lost}") for found in words)
+    assert any(found.startswith(f"{mixed_up} is") for found in words)
+
+
+def test_an_event_that_came_twice_is_counted_and_allowed(evidence: Evidence) -> None:
+    before = evidence.told.repeated
+    evidence.told.accepted[next(iter(evidence.told.accepted))] += 2
+    assert (evidence.told.repeated - before, evidence.wrong) == (2, [])
+
+
+def test_a_delivery_with_another_signature_is_named(evidence: Evidence) -> None:
+    evidence.told = told.read(evidence.system.told, 0, "whsec_bm90IHRoZSBzZWNyZXQ=")
+    assert f"the signature of {evidence.told.unsigned[0]} is wrong" in evidence.wrong
+
+
+def test_uploads_that_the_sweep_leaves_are_named(
+    evidence: Evidence, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploaded, "SWEPT_WITHIN", 0.1)
+    assert uploaded.left(evidence.connection, RUN)[0].endswith("that ended long ago are left")
 
 
 def test_what_changed_when_rows_were_dropped_is_named(evidence: Evidence) -> None:

@@ -43,6 +43,15 @@ def test_some_lines_are_refused_and_some_batches_cancelled() -> None:
     assert sum(order.cancel_at is not None for order in ordered) > 5
 
 
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_lines_are_sent_in_every_way_and_a_retry_has_lines(seed: int) -> None:
+    ordered = plan(seed).orders
+    assert [order.sent for order in ordered] == ["file", "sdk", "parts", "requests"]
+    small = ordered[-1]
+    assert small.is_retried
+    assert small.custom_ids[0] in small.refused
+
+
 def test_of_fifty_seeds_one_kills_at_the_default_lease_and_one_kills_thirty_times() -> None:
     assert plan(EVERY).settings == DEFAULT
     assert [fault.kind for fault in plan(EVERY).faults] == ["kill -9"]

@@ -10,6 +10,7 @@ import obstore
 import pytest
 from sqlalchemy import func, select, update
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
 
 from tests import factories
 from xalen_batch import db, files, ids, storage, uploads
@@ -19,6 +20,7 @@ from xalen_batch.accounts.quotas import Quota
 from xalen_batch.errors import UploadBusy
 from xalen_batch.models import Upload, UploadPart
 from xalen_batch.pipeline import sweeps
+from xalen_batch.states import UploadStatus
 
 PARTS = (b"one", b"two")
 
@@ -219,6 +221,31 @@ def test_old_rows_are_forgotten(caller: Caller) -> None:
     sweeps.UPLOADS.run()
     with db.reading() as session:
         assert session.scalars(select(Upload.id)).all() == [ids.parse("upload", young)]
+
+
+def test_an_upload_that_another_sweep_has_forgotten_is_over(
+    caller: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = begin(caller)
+    id = of(caller, upload).id
+    move_back(upload, uploads.KEPT + timedelta(seconds=1))
+    uploads.expire(id)
+    end, forgotten = Upload.end, list[int]()
+
+    def forget() -> None:
+        with db.transaction() as session:
+            forgotten.append(uploads.forget(session))
+
+    def raced(self: Upload, session: Session, status: UploadStatus) -> bool:
+        forget()
+        return end(self, session, status)
+
+    monkeypatch.setattr(Upload, "end", raced)
+    uploads.expire(id)
+    forget()
+    uploads.expire(id)
+    # The row is locked while it ends.
+    assert forgotten == [0, 1]
 
 
 def test_two_changes_of_one_upload_exclude_each_other_and_parts_do_not(caller: Caller) -> None:
