@@ -47,6 +47,7 @@ FORMS = {
     "datetime_parsing": A_TIME,
     "datetime_from_date_parsing": A_TIME,
     "int_parsing": "should be an integer",
+    "bool_parsing": "should be true or false",
 }
 EXPECTED: tuple[type[Exception], ...] = (
     XalenError,
@@ -230,5 +231,5 @@ def _instead(name: str, shape: type[BaseModel]) -> str:
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    text = "null" if value is None else repr(value)
     return text if len(text) <= QUOTED_CHARS else f"{text[:QUOTED_CHARS]}…"

@@ -46,6 +46,10 @@ def test_messages_name_field_value_and_remedy() -> None:
         == "Invalid `metadata.a`: should contain neither NUL nor lone surrogates; got '\\x00'."
     )
     assert message({**VALID, "webhook": "x"}) == "Invalid `webhook`: should be an object; got 'x'."
+    assert (
+        message({**VALID, "endpoint": None, "metadata": {"a": None}}).rpartition("; ")[2]
+        == "got null."
+    )
     assert message({}) == "Missing required parameter: `endpoint`. Add it to the request."
     assert (
         message([])
