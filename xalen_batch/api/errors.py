@@ -36,6 +36,19 @@ logger = log.get(__name__)
 
 # Errors of a database or of object storage that is unreachable, overloaded or full.
 UNAVAILABLE = (*db.UNAVAILABLE, *storage.UNAVAILABLE)
+# Sentences for types of pydantic's errors whose own text names Python's types or parser.
+AN_OBJECT = "should be an object"
+A_TIME = "should be a time: ISO 8601, such as 2026-11-01T18:00:00Z, or Unix seconds"
+FORMS = {
+    "dict_type": AN_OBJECT,
+    "model_type": AN_OBJECT,
+    "model_attributes_type": AN_OBJECT,
+    "datetime_type": A_TIME,
+    "datetime_parsing": A_TIME,
+    "datetime_from_date_parsing": A_TIME,
+    "int_parsing": "should be an integer",
+    "bool_parsing": "should be true or false",
+}
 EXPECTED: tuple[type[Exception], ...] = (
     XalenError,
     RequestValidationError,
@@ -194,11 +207,13 @@ def _invalid(errors: Sequence[Mapping[str, Any]], shape: type[BaseModel]) -> Inv
             f" {_instead(where[-1][:QUOTED_CHARS], shape)}"
         )
         return InvalidRequest(message, param=param, code="unknown_parameter")
-    message = (
+    message = FORMS.get(error["type"]) or (
         str(error["msg"])
         .removeprefix("Value error, ")
         .replace("Input should", "should")
         .replace("String should", "should")
+        .replace("List should", "should")
+        .replace(" after validation", "")
     )
     return InvalidRequest(
         f"Invalid `{param}`: {message}; got {_shown(error['input'])}.",
@@ -216,5 +231,5 @@ def _instead(name: str, shape: type[BaseModel]) -> str:
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    text = "null" if value is None else repr(value)
     return text if len(text) <= QUOTED_CHARS else f"{text[:QUOTED_CHARS]}…"

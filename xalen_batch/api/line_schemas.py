@@ -88,6 +88,8 @@ def batch_line() -> Schema:
     for form in FORMS.values():
         properties = parts[form.__name__]["properties"]
         properties.pop(OURS, None)
+        # The docstrings of forms are about their Python attributes.
+        parts[form.__name__].pop("description", None)
         if "stream" in properties:
             # A batch has no stream to send.
             properties["stream"] = {"enum": [False, None], "default": None}

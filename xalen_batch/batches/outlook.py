@@ -162,17 +162,21 @@ def is_late(batch: Batch, now: datetime, left: int, rate: float | None) -> bool:
     return end is None or end > batch.expires_at
 
 
-# The waiting tasks of the account's batches in the same queue with an earlier deadline.
+# The waiting tasks of the account's batches in the same queue with an earlier deadline. A batch
+# whose window is closed starts no line, so it is ahead of none.
 _AHEAD = text("""
     SELECT coalesce(sum(lines), 0)::bigint FROM (
         SELECT task.lines FROM (
-            SELECT id FROM batches
+            SELECT id, window_opens_at, window_closes_at FROM batches
             WHERE status = 'in_progress' AND account_id = :account_id AND livemode = :livemode
                 AND coalesce(model, '') = :model AND (expires_at, id) < (:expires_at, :batch_id)
             ORDER BY expires_at, id LIMIT :batches
         ) AS earlier
         CROSS JOIN LATERAL (
-            SELECT lines FROM tasks WHERE state = 'pending' AND batch_id = earlier.id LIMIT :tasks
+            SELECT lines FROM tasks WHERE state = 'pending' AND batch_id = earlier.id
+                AND (earlier.window_closes_at IS NULL
+                    OR earlier.window_opens_at <= now() AND now() < earlier.window_closes_at)
+            LIMIT :tasks
         ) AS task
         LIMIT :tasks
     ) AS ahead

@@ -141,8 +141,8 @@ def _turn(session: Session, batch: Batch, models: Sequence[str]) -> Wait | None:
         return None
     return Wait(
         Reason.TURN,
-        "Its lines wait for their turn: accounts take turns at the workers, and of an account's"
-        " batches the one with the earliest deadline and the others take turns.",
+        "Other lines run first. Workers share their capacity among accounts by weight, and among"
+        " the batches of an account; at least half of it goes to the earliest deadline.",
     )
 
 

@@ -154,6 +154,8 @@ def _fields(batch: dict[str, Any]) -> Iterator[tuple[str, object]]:
         elif name == "outlook":
             if value:
                 yield from outlook.shown(batch)
+        elif name == "retry_codes" and value:
+            yield name, ", ".join(value)
         else:
             yield name, "-" if value is None else value
 

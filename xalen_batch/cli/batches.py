@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from xalen_batch.cli import batch_view, download
+from xalen_batch.cli import batch_view, clock, download
 from xalen_batch.cli.batch_options import check_endpoint, parse_metadata
 from xalen_batch.cli.batch_view import ENDED
 from xalen_batch.cli.client import ApiOptions
@@ -72,8 +72,8 @@ def list_batches(
         "status": status,
         "model": model,
         "endpoint": endpoint,
-        "created_after": created_after,
-        "created_before": created_before,
+        "created_after": _time(created_after, "--created-after"),
+        "created_before": _time(created_before, "--created-before"),
         "schedule_id": schedule,
         **{f"metadata[{key}]": value for key, value in notes.items()},
     }
@@ -95,6 +95,13 @@ def list_batches(
         say("No batch meets these conditions. `xalen-batch list` shows all.")
     else:
         say("No batches yet. `xalen-batch run FILE` makes one.")
+
+
+def _time(text: str | None, option: str) -> str | None:
+    """A time as the API reads it: Unix seconds, or ISO 8601."""
+    if text is None or (text.isascii() and text.isdigit()):
+        return text
+    return clock.moment(text, option)
 
 
 @commands.command(

@@ -3,6 +3,7 @@
 import gzip
 import io
 import os
+import re
 import sys
 import tempfile
 import zlib
@@ -24,6 +25,8 @@ CHUNK = 1024 * 1024
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 WRITTEN = (".results.jsonl", ".errors.jsonl")
 UTF8_BOM = b"\xef\xbb\xbf"
+# The lines of a repeated custom id, which a message counts through the joined file.
+TWO_LINES = re.compile(r" is used on line (\d+) and again on line (\d+)\.(?= Make it unique)")
 GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
 InputFile = Annotated[
@@ -69,10 +72,27 @@ class Joined:
         for error in errors:
             line = error["line"]
             if line is not None and len(self.pieces) > 1:
-                piece = self.pieces[bisect_right(starts, line) - 1]
-                error = {**error, "file": piece.name, "line": line - piece.first_line + 1}
+                piece, at = self._place(starts, line)
+                error = {**error, "file": piece, "line": at}
+                if error.get("code") == "duplicate_custom_id":
+                    error["message"] = self._both_places(starts, error["message"])
             found.append(error)
         return found
+
+    def _both_places(self, starts: list[int], message: str) -> str:
+        """A message about a repeated custom id, with files in place of lines of the joined one."""
+
+        def places(lines: re.Match[str]) -> str:
+            first, second = (
+                "{}:{}".format(*self._place(starts, int(line))) for line in lines.groups()
+            )
+            return f" is used at {first} and again at {second}."
+
+        return TWO_LINES.sub(places, message)
+
+    def _place(self, starts: list[int], line: int) -> tuple[str, int]:
+        piece = self.pieces[bisect_right(starts, line) - 1]
+        return piece.name, line - piece.first_line + 1
 
 
 @contextmanager

@@ -72,7 +72,8 @@ def shown(batch: dict[str, Any]) -> Iterator[tuple[str, str]]:
     else:
         yield "estimated_end", "unknown: no line has ended"
     yield "lines_left", figure(found["lines_left"])
-    yield "lines_ahead", f"{figure(found['lines_ahead'])} of your batches with an earlier deadline"
+    ahead = counted(found["lines_ahead"], "line")
+    yield "lines_ahead", f"{ahead} of your other batches, which have an earlier deadline"
     if found["is_late"]:
         yield "at_risk", f"It {late(batch)}"
     for errors in found["errors"]:

@@ -136,6 +136,7 @@ def _deliver_errors(client: ApiClient, batch: dict[str, Any], target: Path) -> N
     if target == download.STDOUT:
         if has_errors:
             say(f"errors:  xalen-batch results {batch['id']} --errors")
+            say(f"retry:   xalen-batch retry {batch['id']}")
         return
     beside = errors_target(target)
     # Remove the errors of an earlier run, which would look like those of this one.
@@ -143,6 +144,7 @@ def _deliver_errors(client: ApiClient, batch: dict[str, Any], target: Path) -> N
     if has_errors:
         download.fetch(client, batch["id"], beside, errors=True, is_ended=True)
         say(f"errors:  {beside}")
+        say(f"retry:   xalen-batch retry {batch['id']}")
 
 
 def _target(files: Sequence[Path]) -> Path:

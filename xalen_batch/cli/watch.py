@@ -40,7 +40,10 @@ def watch(
     say_errors(batch)
     say_outcome(batch)
     if batch["status"] != "failed" and batch["request_counts"]["failed"]:
-        say(f"`xalen-batch results {batch_id} --errors` prints the lines that did not.")
+        say(
+            f"`xalen-batch results {batch_id} --errors` prints the failed lines, and"
+            f" `xalen-batch retry {batch_id}` runs them again."
+        )
     if as_json:
         print_json(batch)
     if not succeeded(batch):

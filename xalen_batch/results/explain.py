@@ -20,7 +20,7 @@ from xalen_batch.batches import batches
 from xalen_batch.billing.charges import CACHED_INPUT, USAGE_COUNTED, ZERO, Tariff
 from xalen_batch.config import settings
 from xalen_batch.endpoints.usage import Usage
-from xalen_batch.errors import NotFound
+from xalen_batch.errors import NotFound, quoted
 from xalen_batch.models import Batch, Result
 from xalen_batch.results import content, line_search, merged
 from xalen_batch.results.content import Stored
@@ -122,8 +122,8 @@ def _find(batch: Batch, custom_id: str) -> Found:
         found = _among_results(batch, custom_id)
     if found is None:
         raise NotFound(
-            f"No line of {ids.render('batch', batch.id)} has this custom id. Percent-encode it in"
-            " the path, slashes too.",
+            f"No line of {ids.render('batch', batch.id)} has the custom id {quoted(custom_id)}."
+            " In a URL it has to be percent-encoded, slashes too.",
             param="custom_id",
         )
     return found

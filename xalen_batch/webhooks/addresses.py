@@ -112,12 +112,17 @@ def _parsed(url: str) -> Target:
     """Raises ValueError, whose text follows the URL in a message."""
     if len(url) > LONGEST_URL:
         raise ValueError(f"has more than {LONGEST_URL:,} characters")
+    if not url:
+        raise ValueError("is empty. Send a URL such as https://hooks.example.com/xalen")
     if not _URL.fullmatch(url):
         raise ValueError("has a character that a URL cannot have. Escape it, as in `%20`")
     parts = urlsplit(url)
     scheme = parts.scheme.lower()
     if scheme != "https" and not (scheme == "http" and settings().webhook_allow_http):
-        raise ValueError("does not begin with `https://`")
+        remedy = "Only the operator can allow `http://`, with XALEN_WEBHOOK_ALLOW_HTTP"
+        raise ValueError(
+            "does not begin with `https://`" + (f". {remedy}" if scheme == "http" else "")
+        )
     if "@" in parts.netloc:
         raise ValueError("names a user. Leave the part before the `@` out")
     if "#" in url:

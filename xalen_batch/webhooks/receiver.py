@@ -78,9 +78,10 @@ class Receivers:
                 return Answer(
                     response.status, _beginning(response), response.get_header("retry-after")
                 )
-        except ConnectTimeoutError:
-            raise NoAnswer(f"No connection within {CONNECT:.0f} seconds.") from None
-        except RequestTimeoutError:
+        except RequestTimeoutError as error:
+            # pyreqwest says ConnectTimeoutError also where a connected server sends no byte.
+            if isinstance(error, ConnectTimeoutError) and time.monotonic() < ends:
+                raise NoAnswer(f"No connection within {CONNECT:.0f} seconds.") from None
             raise NoAnswer(f"No whole answer within {TOTAL:.0f} seconds.") from None
         except PyreqwestError as error:
             raise NoAnswer(f"No answer: {_cause(error)}.") from None

@@ -29,7 +29,7 @@ def check_secret(secret: str, param: str) -> str:
     if not secret.startswith(PREFIX) or not LEAST_BYTES <= len(key) <= MOST_BYTES:
         raise InvalidRequest(
             f"{param}: a secret is `{PREFIX}` and {LEAST_BYTES} to {MOST_BYTES} random bytes in"
-            " standard base64 with padding. Leave it out, and one is made.",
+            " standard base64 with padding. Without it, the deliveries are not signed.",
             param=param,
         )
     return secret

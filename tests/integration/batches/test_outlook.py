@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from sqlalchemy import update
 
 from tests import factories, ran
 from tests.integration.conftest import Api
@@ -95,6 +96,29 @@ def test_lines_ahead_are_those_of_own_batches_with_an_earlier_deadline() -> None
     submitted(100, expires_at=now + timedelta(hours=1))
     assert of(batch).lines_ahead == 30
     assert of(first).lines_ahead == 0
+
+
+def test_a_batch_whose_window_is_closed_is_ahead_of_none() -> None:
+    now = datetime.now(UTC)
+    first = submitted(30, expires_at=now + timedelta(hours=2))
+    batch = submitted(5, Owner(first.account_id, first.livemode))
+    window(first, now + timedelta(minutes=30), now + timedelta(hours=1))
+    assert of(batch).lines_ahead == 0
+    window(first, now - timedelta(minutes=30), now + timedelta(hours=1))
+    assert of(batch).lines_ahead == 30
+
+
+def window(batch: Batch, opens: datetime, closes: datetime) -> None:
+    with db.transaction() as session:
+        session.execute(
+            update(Batch)
+            .where(Batch.id == batch.id)
+            .values(
+                execution_window={"start": "00:00", "end": "01:00", "timezone": "UTC"},
+                window_opens_at=opens,
+                window_closes_at=closes,
+            )
+        )
 
 
 def test_errors_have_their_count_and_an_example() -> None:

@@ -257,6 +257,17 @@ def test_a_receiver_that_accepts_nothing_ends_with_the_time_of_a_connection(
             one.close()
 
 
+def test_a_receiver_that_accepts_and_never_answers_did_not_fail_to_connect(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(clients, "TOTAL", 1.0)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        with pytest.raises(NoAnswer, match=r"No whole answer within 1 second"):
+            post(f"http://127.0.0.1:{silent.getsockname()[1]}/")
+
+
 def test_a_client_is_kept_for_the_next_delivery_and_a_bounded_number_of_them(
     receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,6 +45,11 @@ def test_messages_name_field_value_and_remedy() -> None:
         message({**VALID, "metadata": {"a": "\0"}})
         == "Invalid `metadata.a`: should contain neither NUL nor lone surrogates; got '\\x00'."
     )
+    assert message({**VALID, "webhook": "x"}) == "Invalid `webhook`: should be an object; got 'x'."
+    assert (
+        message({**VALID, "endpoint": None, "metadata": {"a": None}}).rpartition("; ")[2]
+        == "got null."
+    )
     assert message({}) == "Missing required parameter: `endpoint`. Add it to the request."
     assert (
         message([])

@@ -146,3 +146,9 @@ def test_a_schema_is_served_without_a_key(name: str) -> None:
     assert answer.json()["$id"] == f"http://testserver/schemas/{name}.json"
     again = client.get(f"/schemas/{name}.json", headers={"if-none-match": answer.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
+
+
+def test_a_request_has_no_description_for_readers_of_the_code() -> None:
+    parts = line_schemas.batch_line()["$defs"]
+    for form in line_schemas.FORMS.values():
+        assert "description" not in parts[form.__name__]

@@ -301,6 +301,7 @@ def test_ctrl_c_while_the_commands_load_is_a_word_and_no_traceback(
     ("arguments", "said"),
     [
         (["list", "--status", "foo"], "'completed'"),
+        (["list", "--created-after", "soon"], "Write it as 2026-11-01"),
         (["keys", "create", "--account", "a", "--expires", "2020-01-01"], "a moment to come"),
         (
             ["keys", "create", "--account", "a", "--expires", "soon"],

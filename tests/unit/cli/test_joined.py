@@ -147,3 +147,4 @@ def test_errors_name_the_file_of_their_line(
     shown = json.loads(CliRunner().invoke(app, ["validate", *files, "--json"]).stdout)
     [error] = shown["errors"]["data"]
     assert (error["file"], error["line"]) == ("bad.jsonl", 2)
+    assert "is used at good.jsonl:1 and again at bad.jsonl:2. Make" in error["message"]

@@ -79,6 +79,11 @@ def test_retries_are_listed(api: Api) -> None:
     assert "`xalen-batch retry batch_1`" in result.stderr
 
 
+def test_the_codes_of_a_retry_are_shown_as_words(api: Api) -> None:
+    api.answers = [ok(batch(retry_codes=["http_400", "http_503"]))]
+    assert "http_400, http_503" in run(api, "show", "batch_2").stdout
+
+
 def test_merged_results_are_one_file(api: Api) -> None:
     lines = b'{"custom_id": "a"}\n{"custom_id": "b"}\n'
     api.answers = [

@@ -132,6 +132,13 @@ def test_plain_http_is_a_setting(configure: Configure) -> None:
     assert addresses.check("http://example.com:8080/a").url == "http://example.com:8080/a"
 
 
+def test_a_refused_http_url_names_the_setting_and_an_empty_one_says_that_it_is_empty() -> None:
+    with pytest.raises(InvalidRequest, match="with XALEN_WEBHOOK_ALLOW_HTTP"):
+        addresses.check("http://example.com/a")
+    with pytest.raises(InvalidRequest, match="'' is empty"):
+        addresses.check("")
+
+
 # Addresses that no webhook may reach, by the reason.
 HOSTILE_ADDRESSES = [
     *("0.0.0.0", "0.1.2.3", "127.0.0.1", "127.255.255.254"),

@@ -67,4 +67,5 @@ def test_another_form_of_a_secret_is_refused_without_quoting_it(secret: str) -> 
     with pytest.raises(InvalidRequest, match=r"webhook\.secret: a secret is `whsec_`") as raised:
         signing.check_secret(secret, "webhook.secret")
     assert raised.value.param == "webhook.secret"
+    assert "Without it, the deliveries are not signed" in raised.value.message
     assert len(secret) < 10 or secret[6:] not in raised.value.message

@@ -14,6 +14,7 @@ from xalen_batch.cli.options import Json, examples
 from xalen_batch.cli.output import print_line, say
 
 commands = typer.Typer()
+ALL = "all"
 PAUSE = 1.0
 # Seconds for which events are asked for again: a transaction that takes long commits an event
 # behind later ones.
@@ -30,7 +31,8 @@ LOOK_BACK = 60.0
 @with_option_groups
 def listen(
     events: Annotated[
-        str | None, typer.Option(metavar="TYPES", help="Comma-separated types; all if not given.")
+        str | None,
+        typer.Option(metavar="TYPES", help="Comma-separated types, or `all`, as if not given."),
     ] = None,
     as_json: Json = False,
     *,
@@ -40,12 +42,16 @@ def listen(
 
     With --json, one object on a line, as a receiver gets it.
     """
-    types = None if events is None else {part.strip() for part in events.split(",")}
+    types = {part.strip() for part in (events or ALL).split(",") if part.strip()}
     client = api.connect()
+    if types != {ALL}:
+        for type in types:
+            # An unknown type is an error of the API, which names those that there are.
+            client.get("/events", limit=1, type=type)
     following = Events(client)
     say("Listening; Ctrl-C ends it.")
     for event in following.follow():
-        if types is not None and event["type"] not in types:
+        if types != {ALL} and event["type"] not in types:
             continue
         if as_json:
             print_line(json.dumps(event, separators=(",", ":")))

@@ -117,6 +117,14 @@ class TestListen:
         assert list(following.new()) == [event(1), event(2), event(3)]
 
 
+def test_listening_for_an_unknown_type_is_an_error_before_it_waits(api: Api) -> None:
+    error = {"message": "Invalid `type`: should be 'batch.completed'; got 'nope'.", "param": "type"}
+    api.answers.append((400, {}, json.dumps({"error": error}).encode()))
+    refused = run(api, "listen", "--events", "nope")
+    assert (refused.exit_code, "got 'nope'" in refused.stderr) == (1, True)
+    assert api.requests[0][1].endswith("/events?limit=1&type=nope")
+
+
 def test_an_endpoint_is_shown_with_why_it_is_disabled(api: Api) -> None:
     api.answers.append((200, {}, json.dumps(WEBHOOK).encode()))
     shown = run(api, "show", "whe_1").stdout
