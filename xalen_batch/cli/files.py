@@ -67,7 +67,8 @@ FileIds = Annotated[
 def upload(file: InputFile, as_json: Json = False, *, api: ApiOptions) -> None:
     """Upload a file as batch input and print its id.
 
-    Nothing is checked or run: `submit` does that.
+    Nothing is checked or run: `submit` does that. If the upload of a large file is interrupted, the
+    same command goes on where it stopped, within an hour.
     """
     client = api.connect()
     with joined([file]) as source:

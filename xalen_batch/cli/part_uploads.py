@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from xalen_batch.cli.client import ApiClient
-from xalen_batch.cli.failures import ApiError, Failed, Unreachable
+from xalen_batch.cli.failures import INTERRUPTED, ApiError, Failed, Unreachable
 from xalen_batch.cli.output import figure
 from xalen_batch.cli.progress import Moved
 
@@ -64,11 +64,16 @@ def _send(client: ApiClient, upload: Json, key: str, path: Path, moved: Moved) -
             parts.add(content)
             sent += len(content)
             moved(sent, size)
-    except Unreachable as error:
+    except (Unreachable, KeyboardInterrupt) as error:
+        reason, exit_code = (
+            (str(error), error.exit_code)
+            if isinstance(error, Unreachable)
+            else ("Stopped; nothing was submitted.", INTERRUPTED)
+        )
         raise Failed(
-            f"{error} {figure(sent)} of {figure(size)} bytes are on the server: the same command"
+            f"{reason} {figure(sent)} of {figure(size)} bytes are on the server: the same command"
             " goes on there within an hour.",
-            error.exit_code,
+            exit_code,
         ) from error
     file = _completed(client, upload["id"], parts.ids)
     _forget(key)

@@ -99,8 +99,8 @@ def create(
     _tell(
         account,
         as_json,
-        f"Account {safe(name)} is made. `xalen-batch keys create --account NAME` makes a key"
-        " for it.",
+        f"Account {safe(name)} is made. `xalen-batch keys create --account {safe(name)}` makes"
+        " a key for it.",
     )
 
 

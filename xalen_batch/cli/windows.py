@@ -131,9 +131,9 @@ def say_waiting(batch: dict[str, Any]) -> None:
 
 
 def _moment(window: dict[str, Any], seconds: int) -> str:
-    """Unix seconds on the clock of the window's zone, and in UTC."""
-    there = clock.at(seconds, window["timezone"])
-    return there if there == clock.utc(seconds) else f"{there} ({clock.utc(seconds)})"
+    """Unix seconds on the clock of the window's zone, and in UTC if that differs."""
+    there, utc = clock.at(seconds, window["timezone"]), clock.utc(seconds)
+    return utc if there.endswith("+00:00") or there == utc else f"{there} ({utc})"
 
 
 def _days(part: str) -> Iterator[str]:

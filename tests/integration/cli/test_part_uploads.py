@@ -16,7 +16,7 @@ from xalen_batch.cli import part_uploads
 from xalen_batch.cli import uploads as cli_uploads
 from xalen_batch.cli.client import ApiClient
 from xalen_batch.cli.connection import ApiConnection
-from xalen_batch.cli.failures import Failed
+from xalen_batch.cli.failures import INTERRUPTED, Failed
 from xalen_batch.models import Upload, UploadPart
 
 SIZE = 50_000
@@ -84,6 +84,20 @@ def test_a_second_call_goes_on_where_the_first_broke(
     # The upload is over, so the next one is new.
     part_uploads.send(client(proxy, api.key), path, "in.jsonl", nothing)
     assert counted() == (2, 2 * PIECES)
+
+
+def test_a_stopped_upload_says_that_the_same_command_goes_on(
+    api: Api, proxy: FaultProxy, path: Path
+) -> None:
+    def stop(done: int, _: int | None) -> None:
+        if done >= 3 * SIZE:
+            raise KeyboardInterrupt
+
+    with pytest.raises(Failed, match=r"Stopped; .* 150,000 of .* the same command") as stopped:
+        part_uploads.send(client(proxy, api.key), path, "in.jsonl", stop)
+    assert stopped.value.exit_code == INTERRUPTED
+    part_uploads.send(client(proxy, api.key), path, "in.jsonl", nothing)
+    assert counted() == (1, PIECES)
 
 
 def test_a_part_whose_answer_is_lost_is_not_sent_again(

@@ -236,5 +236,7 @@ class TestWaiting:
         assert line.split(maxsplit=1)[1] == f"22:00\u201306:00 Europe/Berlin: {text}"
 
     def test_a_zone_that_this_machine_lacks_is_shown_all_the_same(self) -> None:
+        in_utc = windows.shown({**CLOSED, "timezone": "UTC"})
+        assert in_utc.endswith("UTC: closed, opens 2100-12-10 21:00 UTC")
         shown = windows.shown({**CLOSED, "timezone": "Mars/Olympus\x1b"})
         assert shown == "22:00\u201306:00 Mars/Olympus\\x1b: closed, opens 2100-12-10 21:00 UTC"

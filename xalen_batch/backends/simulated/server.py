@@ -109,7 +109,14 @@ class Simulator:
 
     def _listing(self) -> dict[str, object]:
         models = [
-            {"id": model.id, "object": "model", "created": CREATED, "owned_by": model.owned_by}
+            {
+                "id": model.id,
+                "object": "model",
+                "created": CREATED,
+                "owned_by": model.owned_by,
+                # As vLLM names it, so that `models add` needs no --context-window.
+                "max_model_len": model.context_window,
+            }
             for model in self.models.values()
         ]
         return {"object": "list", "data": models}

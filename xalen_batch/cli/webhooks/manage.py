@@ -67,7 +67,7 @@ def create(
 @with_option_groups
 def list_webhooks(
     batch: Annotated[
-        str | None, typer.Option(metavar="ID", help="That which this batch brought, `batch_…`.")
+        str | None, typer.Option(metavar="ID", help="Only the webhook of this batch, `batch_…`.")
     ] = None,
     as_json: Json = False,
     *,

@@ -166,7 +166,12 @@ def with_client(use: Use, **simulator: Any) -> None:
 
 def test_the_official_client_works_against_it() -> None:
     def use(client: openai.OpenAI, _: Simulator) -> None:
-        assert [model.id for model in client.models.list()] == list(MODELS)
+        listed = list(client.models.list())
+        assert [model.id for model in listed] == list(MODELS)
+        # `models add` reads the context window where vLLM has it.
+        assert [model.model_extra for model in listed] == [
+            {"max_model_len": model.context_window} for model in MODELS.values()
+        ]
         completion = client.chat.completions.create(model=MISTRAL, messages=HELLO)
         assert completion.system_fingerprint == "simulated"
         with pytest.raises(openai.NotFoundError):
