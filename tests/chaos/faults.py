@@ -108,7 +108,11 @@ def rolled(system: System, fault: Fault) -> Iterator[None]:
         try:
             part.end(signal.SIGTERM, GRACE)
         finally:
-            part.start()
+            if part.fired.exists():
+                # It died at a crash point. The run notes that, and starts it again.
+                part.is_wanted = True
+            else:
+                part.start()
     yield
 
 

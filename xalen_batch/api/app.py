@@ -159,10 +159,12 @@ def serve(host: str, port: int, *, sockets: Sequence[socket.socket] = ()) -> Non
     """
     log.configure()
     catalog.warn_of_unknown_settings()
+    # Signals while uvicorn does not listen to them: before it does, and after the grace, when it
+    # raises them again. The default handler would end the process before the last requests are
+    # answered.
+    told: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
-        # uvicorn raises the signal again after the grace. The default handler would end the process
-        # before the last requests are answered.
-        signal.signal(number, lambda *_: None)
+        signal.signal(number, lambda number, _: told.append(number))
     app = create_app()
     if settings().validation_processes:
         pool.prepare()
@@ -185,7 +187,7 @@ def serve(host: str, port: int, *, sockets: Sequence[socket.socket] = ()) -> Non
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=round(settings().shutdown_grace),
     )
-    GracefulServer(config).run(sockets=list(sockets) or None)
+    GracefulServer(config, told).run(sockets=list(sockets) or None)
 
 
 def _mark_store() -> None:

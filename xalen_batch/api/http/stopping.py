@@ -5,6 +5,7 @@ stop.
 import asyncio
 import socket
 from asyncio import Event
+from collections.abc import Sequence
 from contextlib import suppress
 
 import uvicorn
@@ -17,7 +18,18 @@ class GracefulServer(uvicorn.Server):
 
     uvicorn itself closes the socket first. The kernel then resets the connections in the backlog,
     and a proxy that has sent a POST may not repeat it.
+
+    `told`: signals to stop that arrive before uvicorn listens to them.
     """
+
+    def __init__(self, config: uvicorn.Config, told: Sequence[int]) -> None:
+        super().__init__(config)
+        self._told = told
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        # From here on uvicorn sees the signals itself. It starts, and shuts down at once.
+        self.should_exit = self.should_exit or bool(self._told)
+        await super().startup(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         stopping: Event = self.lifespan.state["stopping"]
