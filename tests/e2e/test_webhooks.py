@@ -243,6 +243,7 @@ def test_listen_prints_events_as_they_come(system: System, key: str, client: XAL
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=processes.hear_ctrl_c,
     )
     try:
         assert listening.stdout

@@ -150,6 +150,12 @@ class TestReplay:
         assert [state for state, _ in states(webhook)] == ["failed"] * 3
 
 
+def forget() -> None:
+    """The whole sweep: another test may have run it within the hour for which it rests."""
+    for _ in sweeps.EVENTS.walk():
+        pass
+
+
 class TestForgotten:
     def left(self) -> tuple[int, int, int]:
         """The numbers of events, deliveries and endpoints."""
@@ -182,7 +188,7 @@ class TestForgotten:
         completed(owner)
         assert replay(webhook, hours=24 * 40) == 3
         assert self.left() == (4, 4, 1)
-        sweeps.EVENTS.run()
+        forget()
         assert self.left() == (2, 2, 1)
 
     def test_deleted_webhooks_and_those_of_old_batches_go(self, owner: Owner) -> None:
