@@ -20,6 +20,8 @@ from xalen_batch.models.results import Result
 from xalen_batch.models.tasks import TOKEN_COUNTERS, Task
 from xalen_batch.states import BatchStatus, TaskState
 
+# First half of the key of the advisory lock of a new ledger; the second half is a hash of its id.
+LOCK = 7261963
 # The only task of a ledger, and its fence.
 SEQ = 0
 FENCE = 1
@@ -54,13 +56,16 @@ _CREATE = (
 def open_today(session: Session, name: str, columns: Mapping[str, Any]) -> UUID:
     """The id of today's ledger of this name, created if there is none.
 
-    `columns`: of the new batch. Its `account_id` and `livemode` are those of the ledger.
+    `columns`: of the new batch, with its `id`. Its `account_id` and `livemode` are those of the
+    ledger.
     """
     owner = {key: columns[key] for key in ("account_id", "livemode")}
     while True:
         found: UUID | None = session.scalar(_FIND, {"name": name, **owner})
         if found is not None:
             return found
+        # For `has_line`: until this transaction ends, nobody else sees a row that could be locked.
+        session.execute(_LOCK_NEW, {"ledger": columns["id"].hex})
         created: UUID | None = session.scalar(_CREATE, {"name": name, **columns})
         if created is not None:
             session.execute(
@@ -124,14 +129,16 @@ _ADD = (
 def has_line(session: Session, ledger: UUID, after: int, custom_id: str) -> bool:
     """Whether a line behind number `after` has this id, once open transactions have ended.
 
-    The lock waits for a transaction whose COMMIT is still under way; the statement after it sees
-    its lines.
+    The locks wait for a transaction whose COMMIT is still under way, also for the one that creates
+    the ledger; the statement after them sees its lines.
     """
+    session.execute(_LOCK_NEW, {"ledger": ledger.hex})
     session.execute(_LOCK, {"own_batch_id": ledger})
     found = session.scalar(_WITH_ID, {"own_batch_id": ledger, "after": after, "id": custom_id})
     return found is not None
 
 
+_LOCK_NEW = select(func.pg_advisory_xact_lock(LOCK, func.hashtext(bindparam("ledger", type_=Text))))
 _LOCK = (
     select(_TASKS.c.seq)
     .where(_TASKS.c.batch_id == bindparam("own_batch_id"), _TASKS.c.seq == SEQ)

@@ -8,6 +8,7 @@ import pytest
 import sqlalchemy.exc
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
+from structlog.testing import capture_logs
 
 from tests import factories
 from tests.waiting import wait_until
@@ -122,6 +123,42 @@ def test_a_commit_that_is_still_under_way_bills_nothing_twice(
     under_way[0].commit()
     under_way[0].close()
     recorder.settle()
+    assert [row.custom_id for row in results()] == ["a", "b"]
+
+
+def test_a_new_ledger_whose_commit_is_in_doubt_is_waited_for_also_over_midnight(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, under_way = db.transaction, list[Session]()
+
+    @contextmanager
+    def cut_off() -> Iterator[Session]:
+        if under_way:
+            # On the next day a ledger of that day would be opened.
+            monkeypatch.setattr(ledger_module.ledgers, "open_today", no_other)
+            with real() as session:
+                yield session
+            return
+        session = Session(db.engine(), expire_on_commit=False)
+        under_way.append(session)
+        yield session
+        raise sqlalchemy.exc.OperationalError("COMMIT", None, Exception("the connection is lost"))
+
+    def no_other(*_: object) -> None:
+        raise AssertionError("another ledger was opened")
+
+    monkeypatch.setattr(ledger_module.db, "transaction", cut_off)
+    monkeypatch.setattr(ledger_module, "RETRY", 0.01)
+    recorder = Recorder()
+    recorder.add(Call(ledger, "a", 200, Usage(1, 1)))
+    wait_until(_waits_for_a_lock)
+    under_way[0].commit()
+    under_way[0].close()
+    recorder.settle()
+    with capture_logs() as logs:
+        recorder.add(Call(ledger, "b", 200, Usage(1, 1)))
+        recorder.settle()
+    assert logs == []
     assert [row.custom_id for row in results()] == ["a", "b"]
 
 
