@@ -129,12 +129,16 @@ def test_slices_of_a_byte_arrive_whole_and_in_order(proxy: FaultProxy) -> None:
     proxy.slices(1)
     data = bytes(range(256))
     with connect(proxy) as client:
-        client.sendall(data)
-        parts = []
-        while sum(map(len, parts)) < len(data):
-            parts.append(client.recv(65536))
-    assert b"".join(parts) == data
-    assert len(parts) > 1
+        # A reader that gets no time finds all slices at once, now and then.
+        for _ in range(20):
+            client.sendall(data)
+            parts = []
+            while sum(map(len, parts)) < len(data):
+                parts.append(client.recv(65536))
+            assert b"".join(parts) == data
+            if len(parts) > 1:
+                break
+        assert len(parts) > 1
 
 
 def test_a_connection_is_cut_after_so_many_bytes_from_the_fault_on(proxy: FaultProxy) -> None:

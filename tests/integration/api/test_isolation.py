@@ -159,7 +159,11 @@ def _problem(neighbour: Neighbour, client: Client, case: Case, scope: Scope) -> 
     if not case.actor.is_valid:
         asked = neighbours.filled(asked, neighbour.own[Actor.OTHER_ACCOUNT])
     answer = client.ask(asked, neighbour.secret_of(case.actor, scope))
-    if leaked := neighbour.leaks(answer, case.actor, id):
+    leaked = neighbour.leaks(answer, case.actor, id)
+    if answer.status == 404:
+        # It names what it did not find: a parameter of the request.
+        leaked = [canary for canary in leaked if canary not in dict(asked.parameters).values()]
+    if leaked:
         return f"{answer.status} shows {leaked}"
     if not case.actor.is_valid:
         return (

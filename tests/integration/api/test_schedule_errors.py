@@ -253,7 +253,7 @@ def test_a_body_that_is_no_json_object_is_400(
         ("GET", "?status=deleted", None, "status", "'paused'"),
         ("GET", "?after=run_1", None, "after", "not the id"),
         ("GET", "?after=%00", None, "after", "not the id"),
-        ("DELETE", "/{id}?discard_requests=perhaps", None, "discard_requests", "boolean"),
+        ("DELETE", "/{id}?discard_requests=perhaps", None, "discard_requests", "true or false"),
     ],
 )
 def test_what_a_route_cannot_take_is_400_and_named(
