@@ -18,7 +18,8 @@ from tests.e2e.processes import System
 from tests.factories import CHAT_MODEL
 from tests.waiting import wait_until
 
-LINES = 1_200
+# Enough to run on while a busy machine starts a server again.
+LINES = 2_400
 # A line of a failed attempt fails at once: the test shows that none is counted.
 SETTINGS = {"max_attempts": 1, "task_lines": 100, "flush_interval": 0.2, "lease": 10}
 BUSY = 120.0

@@ -203,11 +203,17 @@ def test_a_restarted_api_serves_on_the_same_socket_and_clients_wait_for_it(data_
         (api,) = (pid for pid, line in of_folder(data_dir).items() if " api --fd" in line)
         before = listening(system.port)
         os.kill(api, signal.SIGKILL)
-        # Until then it may still accept a connection, which would be reset.
-        processes.wait_until(lambda: api not in of_folder(data_dir))
+        # Reaped: a process that still ends has its connections, which are reset.
+        processes.wait_until(lambda: not Path(f"/proc/{api}").exists())
         assert listening(system.port) == before
-        with urlopen(f"{system.address}/livez", timeout=60) as answer:
-            assert answer.status == 200
+
+        def is_served() -> bool:
+            # Refused is an error. Reset happened on a busy machine, and clients repeat it.
+            with suppress(ConnectionResetError), urlopen(f"{system.address}/livez", timeout=60):
+                return True
+            return False
+
+        processes.wait_until(is_served)
         assert listening(system.port) == before
 
 
