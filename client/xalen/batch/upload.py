@@ -38,7 +38,7 @@ class Stored:
         self._parts = list(parts)
 
     def take(self, content: bytes) -> str | None:
-        """The id of a part with this content; None if there is none."""
+        """The id of a part with this content, or None."""
         if not self._parts:
             return None
         key = (len(content), hashlib.sha256(content).hexdigest())

@@ -106,7 +106,7 @@ def test_queued_calls_are_in_no_list(session: Session, caller: Caller) -> None:
 
 @pytest.fixture
 def full(database: str) -> Caller:
-    """An account with so many batches that reading them all is a bad plan."""
+    """An account with enough batches that the planner prefers an index to a scan."""
     with db.transaction() as session:
         caller = factories.caller(session)
         first = make(session, caller, status="completed", meta={"env": "prod"})

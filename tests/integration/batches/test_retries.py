@@ -104,7 +104,7 @@ def test_codes_choose_lines_and_each_line_is_retried_once() -> None:
     first = ran.ended(ENDINGS)
     slow = validated(retry(first, codes=["request_timeout"]))
     assert names(slow) == ["slow"]
-    # What is left without codes: all that no retry has taken.
+    # Without codes a retry takes all lines that no other retry has taken.
     others = retry(first)
     assert others.retry_codes == ["batch_cancelled", "http_503"]
     error = refusal(first)

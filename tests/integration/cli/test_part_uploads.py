@@ -45,7 +45,7 @@ def client(proxy: FaultProxy, key: str) -> ApiClient:
 
 
 def break_at(proxy: FaultProxy, size: int) -> Any:
-    """Reset all connections once so many bytes are sent."""
+    """Reset all connections after this number of bytes."""
 
     def moved(done: int, _: int | None) -> None:
         if done >= size:
