@@ -47,6 +47,8 @@ RIGHTS: Mapping[str, Sequence[str]] = {
     "events": (*APPEND_ONLY, "DELETE"),
     "idempotency_keys": DELETING,
     "inbox_requests": DELETING,
+    "line_attempts": DELETING,
+    "lost_leases": (*APPEND_ONLY, "DELETE"),
     "schedule_runs": DELETING,
     "tasks": DELETING,
     "webhook_deliveries": DELETING,

@@ -11,6 +11,7 @@ from xalen_batch.models.events import Event
 from xalen_batch.models.files import File
 from xalen_batch.models.idempotency import IdempotencyKey
 from xalen_batch.models.invoices import Invoice, InvoiceLine
+from xalen_batch.models.line_attempts import LineAttempts, LostLease
 from xalen_batch.models.marks import StoreMark
 from xalen_batch.models.prices import Price
 from xalen_batch.models.quotas import AccountQuota, AccountTally
@@ -40,6 +41,8 @@ __all__ = [
     "InboxRequest",
     "Invoice",
     "InvoiceLine",
+    "LineAttempts",
+    "LostLease",
     "Price",
     "Result",
     "Schedule",

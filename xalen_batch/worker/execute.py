@@ -14,6 +14,7 @@ from dataclasses import replace
 from xalen_batch import db, log, memory
 from xalen_batch.backends.contract import Answered, Ended, NotRun, Refused
 from xalen_batch.config import MiB, settings
+from xalen_batch.models.line_attempts import Attempt
 from xalen_batch.pipeline import record
 from xalen_batch.pipeline.claim import Claim, ClaimedLine
 from xalen_batch.pipeline.record import Recorded, Row
@@ -37,6 +38,8 @@ DATABASE_RETRY = 1.0
 
 # Line number, custom id, outcome.
 Outcomes = list[tuple[int, str, Ended]]
+# Failed attempts of a run that are kept between two flushes; later ones are dropped.
+MOST_ATTEMPTS = 1_000
 
 
 class TaskRun:
@@ -58,6 +61,8 @@ class TaskRun:
         self._lines = claim.lines
         self._left = self.count
         self._outcomes: Outcomes = []
+        # By line number; as of the outcomes, the event loop thread only appends.
+        self._attempts: list[tuple[int, Attempt]] = []
         # Bytes of answers since the start. The first is written by the event loop thread only, the
         # second by the slot's thread only, so neither needs a lock.
         self._arrived_bytes = self._taken_bytes = 0
@@ -117,6 +122,11 @@ class TaskRun:
         if not self._left or self._is_flush or self.lane.buffer.is_full:
             self._is_due.set()
 
+    def attempt_failed(self, line: ClaimedLine, attempt: Attempt) -> None:
+        """A request for a line brought no answer."""
+        if len(self._attempts) < MOST_ATTEMPTS:
+            self._attempts.append((line.line_no, attempt))
+
     def recorded(self, size: int) -> None:
         """Release `size` bytes of answers from the buffer, as they are recorded."""
         self._unrecorded -= size
@@ -143,6 +153,12 @@ class TaskRun:
         self.last_taken_bytes = size
         if self._is_flush:
             self._is_due.set()
+        return taken
+
+    def take_attempts(self) -> list[tuple[int, Attempt]]:
+        """On the slot's thread: the failed attempts since the last call, also of taken outcomes."""
+        taken = self._attempts[:]
+        del self._attempts[: len(taken)]
         return taken
 
     @property
@@ -249,6 +265,7 @@ class Slot:
 
     def _flush(self, rows: list[Row], to: TaskState, pause: float | None = None) -> Recorded:
         claim = self._run.claim
+        attempts = self._run.take_attempts()
         is_retry = False
         while True:
             try:
@@ -263,6 +280,7 @@ class Slot:
                             to=to,
                             pause=pause,
                             crashes=self._crashes(to),
+                            attempts=attempts,
                         )
                 break
             except db.UNAVAILABLE as error:

@@ -28,7 +28,7 @@ from xalen_batch.worker.circuit_breaker import Circuit, Source, State
 from xalen_batch.worker.combine import Combiner, halves, request_of
 from xalen_batch.worker.concurrency import Concurrency, Signal, share_of
 from xalen_batch.worker.fair_queue import FairQueue
-from xalen_batch.worker.outcome import is_answered, pause_before_retry, used
+from xalen_batch.worker.outcome import failed_attempt, is_answered, pause_before_retry, used
 from xalen_batch.worker.pace import Pace
 from xalen_batch.worker.silence import Silence
 from xalen_batch.worker.work import Entry, SendableLine, Work
@@ -315,11 +315,8 @@ class Lane:
                 # The circuit opened while this coroutine waited for its grant.
                 self._rates.settle(expected, None)
                 return None
-        entry.attempts += 1
-        entry.is_sent = True
         number = self.circuit.sent(source)
-        if not entry.first:
-            entry.first, entry.first_at = number, self._clock()
+        entry.sent(number, self._clock())
         epoch, timed, outcome = self._concurrency.started(), self._pace.started(), None
         try:
             outcome = await self.backend.send(request)
@@ -350,6 +347,7 @@ class Lane:
 
     def _failed(self, entry: Entry, outcome: Retryable) -> None:
         source = entry.work.source
+        entry.unanswered(failed_attempt(outcome, self._clock() - entry.sent_at))
         self.silence.failed(outcome.reason)
         # Overload lowers the limit. Overload of the only request in flight counts as a broken
         # backend.
