@@ -58,7 +58,7 @@ class _Node:
 
     def lines(self) -> Iterator[Numbered]:
         """The lines that have ended, ascending, with the results of the retries in their places."""
-        own = heapq.merge(*(_numbered(part()) for part in self.parts))
+        own = heapq.merge(*(numbered(part()) for part in self.parts))
         if not self.retries:
             yield from own
             return
@@ -135,7 +135,7 @@ def _number(line: Numbered) -> int:
     return line[0]
 
 
-def _numbered(chunks: Iterator[bytes]) -> Iterator[Numbered]:
+def numbered(chunks: Iterator[bytes]) -> Iterator[Numbered]:
     """The lines of an output or error file, with their line ends, and their numbers."""
     held: list[bytes] = []
     for chunk in chunks:
