@@ -56,15 +56,18 @@ class Place(NamedTuple):
     id: UUID
 
 
-def parse_month(month: str) -> date:
-    """The first day of a month written as `2026-11`. Raises InvalidRequest for other texts."""
+def parse_month(month: str, *, param: str = "month") -> date:
+    """The first day of a month written as `2026-11`. Raises InvalidRequest for other texts.
+
+    `param`: the name of the request's field.
+    """
     try:
         first = datetime.strptime(month, "%Y-%m").replace(tzinfo=UTC).date()
     except ValueError:
         first = None
     if first is None or f"{first:%Y-%m}" != month:
         raise InvalidRequest(
-            f"month: {month[:40]!r} is no month. Write it as 2026-11.", param="month"
+            f"{param}: {month[:40]!r} is no month. Write it as 2026-11.", param=param
         )
     return first
 

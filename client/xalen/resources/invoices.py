@@ -1,13 +1,17 @@
-"""`client.invoices`: the invoices of batches that have ended."""
+"""`client.invoices`: the invoices of batches that have ended, and their lines as CSV."""
 
+from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
 from typing import Unpack
 
-from openai import AsyncOpenAI, OpenAI
+from openai import APIResponse, AsyncAPIResponse, AsyncOpenAI, OpenAI, RequestOptions
 
 from xalen._options import Overrides, options, path
+from xalen.batch.download import STREAMED
 from xalen.types.invoice import Invoice
 
 PATH = "/batches/{batch_id}/invoice"
+LINES = "/batches/{batch_id}/invoice/lines.csv"
 
 
 class Invoices:
@@ -20,6 +24,17 @@ class Invoices:
             path(PATH, batch_id=batch_id), options=options(overrides), cast_to=Invoice
         )
 
+    def lines(self, batch_id: str, **overrides: Unpack[Overrides]) -> Iterator[bytes]:
+        """The lines of a batch that has ended as CSV, in chunks: any number in constant memory.
+
+        Each line has its tokens, prices, discount and amount; the amounts sum to the total.
+        """
+        answer: APIResponse[bytes] = self._client.get(
+            path(LINES, batch_id=batch_id), options=_streamed(overrides), cast_to=APIResponse[bytes]
+        )
+        with closing(answer):
+            yield from answer.iter_bytes()
+
 
 class AsyncInvoices:
     def __init__(self, client: AsyncOpenAI) -> None:
@@ -30,3 +45,27 @@ class AsyncInvoices:
         return await self._client.get(
             path(PATH, batch_id=batch_id), options=options(overrides), cast_to=Invoice
         )
+
+    async def lines(self, batch_id: str, **overrides: Unpack[Overrides]) -> AsyncIterator[bytes]:
+        """The lines of a batch that has ended as CSV, in chunks: any number in constant memory.
+
+        Each line has its tokens, prices, discount and amount; the amounts sum to the total.
+        """
+        answer: AsyncAPIResponse[bytes] = await self._client.get(
+            path(LINES, batch_id=batch_id),
+            options=_streamed(overrides),
+            cast_to=AsyncAPIResponse[bytes],
+        )
+        try:
+            async for chunk in answer.iter_bytes():
+                yield chunk
+        finally:
+            await answer.close()
+
+
+def _streamed(overrides: Overrides) -> RequestOptions:
+    """The options of a request whose answer is not read by `openai`."""
+    found = options(overrides)
+    own = {"Accept": "text/csv", STREAMED: "stream"}
+    found["headers"] = {**own, **overrides.get("extra_headers", {})}
+    return found

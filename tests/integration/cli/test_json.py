@@ -24,7 +24,11 @@ from xalen_batch.cli import client
 from xalen_batch.cli.main import app
 
 # Commands that print no data but logs, or the bytes of a file.
-WITHOUT = {"up", "api", "worker", "beat", "migrate", "simulate", "local-model", "files download"}
+WITHOUT = {
+    *("up", "api", "worker", "beat", "migrate", "simulate", "local-model"),
+    # They write JSONL and CSV.
+    *("files download", "invoices", "accounts invoices"),
+}
 # Prints one object on each line until Ctrl-C (tests/unit/cli/webhooks/test_listen.py).
 ENDLESS = {"webhooks listen"}
 LIST = {"object", "data", "has_more"}
