@@ -1,11 +1,12 @@
-"""Batch invoices as CSV: of one account and mode, or of all accounts, over some months."""
+"""Batch invoices and credit notes as CSV: of one account and mode, or of all, over some months."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime
+from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import text
+from sqlalchemy import TextClause, text
 
 from xalen_batch import csv_rows, db, ids, money
 from xalen_batch.accounts.accounts import Owner
@@ -17,7 +18,7 @@ ACCOUNTS_AT_ONCE = 1_000
 FIRST = (datetime.min.replace(tzinfo=UTC), UUID(int=0))
 COLUMNS = (
     "kind",
-    "invoice_id",
+    "id",
     "batch_id",
     "issued_at",
     "mode",
@@ -31,10 +32,11 @@ COLUMNS = (
     "discount",
     "total",
     "currency",
+    "reason",
 )
 OWNER_COLUMNS = ("account_id", "account")
 
-# Accounts and modes, and whether they have an invoice in the span: one index look-up for each.
+# Accounts and modes, and whether they have something in the span: two index look-ups for each.
 _OWNERS = text("""
     SELECT account.id, account.name, mode.livemode, invoice.is_there
     FROM (
@@ -43,6 +45,11 @@ _OWNERS = text("""
     CROSS JOIN (VALUES (false), (true)) AS mode (livemode)
     CROSS JOIN LATERAL (
         SELECT EXISTS (
+            SELECT FROM credit_notes
+            WHERE account_id = account.id AND livemode = mode.livemode
+                AND created_at >= :first
+                AND created_at < CAST(:last AS timestamptz) + interval '1 month'
+        ) OR EXISTS (
             SELECT FROM invoices
             WHERE account_id = account.id AND livemode = mode.livemode
                 AND issued_at >= :first
@@ -53,8 +60,9 @@ _OWNERS = text("""
     ORDER BY account.name, mode.livemode
 """)
 _INVOICES = text("""
-    SELECT invoice.id, invoice.batch_id, invoice.issued_at, invoice.schedule_name, invoice.total,
-        invoice.currency, batch.model, batch.endpoint, batch.metadata, line.*
+    SELECT 'invoice' AS kind, 'inv' AS prefix, invoice.id, invoice.batch_id, invoice.issued_at,
+        invoice.schedule_name, invoice.total, '' AS reason, batch.model, batch.endpoint,
+        batch.metadata, line.*
     FROM invoices AS invoice
     JOIN batches AS batch ON batch.id = invoice.batch_id
     CROSS JOIN LATERAL (
@@ -74,11 +82,28 @@ _INVOICES = text("""
     LIMIT :most
 """)
 
+# Negative, so that the totals sum to those of statements.
+_CREDIT_NOTES = text("""
+    SELECT 'credit_note' AS kind, 'cn' AS prefix, note.id, note.batch_id,
+        note.created_at AS issued_at, NULL AS schedule_name, -note.amount AS total, note.reason,
+        batch.model, batch.endpoint, batch.metadata, -note.amount AS subtotal, 0 AS discount,
+        0 AS input, 0 AS cached_input, 0 AS output
+    FROM credit_notes AS note
+    JOIN batches AS batch ON batch.id = note.batch_id
+    WHERE note.account_id = :account_id AND note.livemode = :livemode
+        AND note.created_at >= :first
+        AND note.created_at < CAST(:last AS timestamptz) + interval '1 month'
+        AND (note.created_at, note.id) > (:issued_at, :id)
+    ORDER BY note.created_at, note.id
+    LIMIT :most
+""")
+
 
 def of_account(
     owner: Owner, first: date, last: date, *, metadata: Sequence[str] = ()
 ) -> Iterator[bytes]:
-    """The batch invoices of an account and mode in the months `first` to `last`, by time of issue.
+    """The batch invoices of an account and mode in the months `first` to `last`, by time of issue;
+    then their credit notes, whose amounts are negative.
 
     `first`, `last`: first days of months, UTC. `metadata`: keys of the batches' metadata, each of
     which becomes a column. Each piece is one statement, so neither memory nor a transaction grows
@@ -89,7 +114,7 @@ def of_account(
 
 
 def of_all(month: date, *, metadata: Sequence[str] = ()) -> Iterator[bytes]:
-    """The batch invoices of a month of all accounts, by account, mode and time of issue.
+    """The batch invoices and credit notes of a month of all accounts, by account and mode.
 
     Each row begins with the account's id and name; the other columns are those of `of_account`.
     """
@@ -139,6 +164,14 @@ def _accounts(after: str, span: Mapping[str, datetime]) -> Sequence[Any]:
 def _rows(
     owner: Owner, span: Mapping[str, datetime], metadata: Sequence[str]
 ) -> Iterator[list[list[str]]]:
+    for statement in (_INVOICES, _CREDIT_NOTES):
+        for page in _pages(statement, owner, span):
+            yield [_row(owner, item, metadata) for item in page]
+
+
+def _pages(
+    statement: TextClause, owner: Owner, span: Mapping[str, datetime]
+) -> Iterator[Sequence[Any]]:
     issued_at, id = FIRST
     values = {
         "account_id": owner.account_id,
@@ -148,9 +181,9 @@ def _rows(
     }
     while True:
         with db.reading() as session:
-            found = session.execute(_INVOICES, values | {"issued_at": issued_at, "id": id}).all()
+            found = session.execute(statement, values | {"issued_at": issued_at, "id": id}).all()
         if found:
-            yield [_row(owner, invoice, metadata) for invoice in found]
+            yield found
         if len(found) < PIECE_ROWS:
             return
         issued_at, id = found[-1].issued_at, found[-1].id
@@ -158,16 +191,23 @@ def _rows(
 
 def _row(owner: Owner, invoice: Any, metadata: Sequence[str]) -> list[str]:
     return [
-        "invoice",
-        ids.render("inv", invoice.id),
+        invoice.kind,
+        ids.render(invoice.prefix, invoice.id),
         ids.render("batch", invoice.batch_id),
         invoice.issued_at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "live" if owner.livemode else "test",
         csv_rows.text(invoice.schedule_name),
         csv_rows.text(invoice.model),
         invoice.endpoint,
-        *(f"{tokens:f}" for tokens in (invoice.input, invoice.cached_input, invoice.output)),
-        *(money.render(sum) for sum in (invoice.subtotal, invoice.discount, invoice.total)),
-        invoice.currency,
+        *(
+            f"{Decimal(tokens):f}"
+            for tokens in (invoice.input, invoice.cached_input, invoice.output)
+        ),
+        *(
+            money.render(Decimal(sum))
+            for sum in (invoice.subtotal, invoice.discount, invoice.total)
+        ),
+        money.CURRENCY,
+        csv_rows.text(invoice.reason),
         *(csv_rows.text(invoice.metadata.get(key)) for key in metadata),
     ]

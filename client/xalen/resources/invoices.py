@@ -2,16 +2,30 @@
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
-from typing import Unpack
+from typing import TYPE_CHECKING, Unpack
 
 from openai import APIResponse, AsyncAPIResponse, AsyncOpenAI, OpenAI, RequestOptions
+from openai.pagination import AsyncCursorPage, SyncCursorPage
 
 from xalen._options import Overrides, options, path
 from xalen.batch.download import STREAMED
-from xalen.types.invoice import Invoice
+from xalen.types.invoice import CreditNote, Invoice
+
+if TYPE_CHECKING:
+    # Private: `openai` exports no name for the type of its asynchronous lists.
+    from openai._base_client import AsyncPaginator
 
 PATH = "/batches/{batch_id}/invoice"
 LINES = "/batches/{batch_id}/invoice/lines.csv"
+
+
+CREDIT_NOTES = "/credit_notes"
+
+
+class Page(Overrides, total=False):
+    after: str
+    # Objects of a page, 1 to 100; 20 by default.
+    limit: int
 
 
 class Invoices:
@@ -34,6 +48,15 @@ class Invoices:
         )
         with closing(answer):
             yield from answer.iter_bytes()
+
+    def list_credit_notes(self, **page: Unpack[Page]) -> SyncCursorPage[CreditNote]:
+        """What was given back of batches' invoices, newest first."""
+        return self._client.get_api_list(
+            CREDIT_NOTES,
+            model=CreditNote,
+            page=SyncCursorPage[CreditNote],
+            options=options(page, _query(page)),
+        )
 
 
 class AsyncInvoices:
@@ -61,6 +84,21 @@ class AsyncInvoices:
                 yield chunk
         finally:
             await answer.close()
+
+    def list_credit_notes(
+        self, **page: Unpack[Page]
+    ) -> "AsyncPaginator[CreditNote, AsyncCursorPage[CreditNote]]":
+        """What was given back of batches' invoices, newest first."""
+        return self._client.get_api_list(
+            CREDIT_NOTES,
+            model=CreditNote,
+            page=AsyncCursorPage[CreditNote],
+            options=options(page, _query(page)),
+        )
+
+
+def _query(page: Page) -> dict[str, object]:
+    return {"after": page.get("after"), "limit": page.get("limit")}
 
 
 def _streamed(overrides: Overrides) -> RequestOptions:

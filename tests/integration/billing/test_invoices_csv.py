@@ -48,9 +48,9 @@ def test_a_row_has_the_exact_sums_of_its_invoice() -> None:
     (row,) = parsed(
         invoices_csv.of_account(caller, this_month(), this_month(), metadata=["cost_center", "x"])
     )
-    assert row | {"invoice_id": "", "issued_at": ""} == {
+    assert row | {"id": "", "issued_at": ""} == {
         "kind": "invoice",
-        "invoice_id": "",
+        "id": "",
         "batch_id": ids.render("batch", batch.id),
         "issued_at": "",
         "mode": "live",
@@ -64,6 +64,7 @@ def test_a_row_has_the_exact_sums_of_its_invoice() -> None:
         "discount": "-0.00004",
         "total": "0.00004",
         "currency": "USD",
+        "reason": "",
         "metadata.cost_center": "'=7",
         "metadata.x": "",
     }
@@ -82,7 +83,7 @@ def test_a_span_has_each_invoice_once_by_the_time_of_issue(monkeypatch: pytest.M
     ]
     made = [ids.render("inv", an_invoice(caller, "1", at)) for at in edges]
     an_invoice(other, "1")
-    found = [row["invoice_id"] for row in parsed(invoices_csv.of_account(caller, MARCH, APRIL))]
+    found = [row["id"] for row in parsed(invoices_csv.of_account(caller, MARCH, APRIL))]
     assert sorted(found) == sorted(made[1:5])
     assert (found[0], found[-1]) == (made[1], made[4])
 
@@ -114,7 +115,7 @@ def test_a_month_of_all_accounts_sums_to_their_invoices(monkeypatch: pytest.Monk
         [("acme", "live"), ("acme", "test"), ("'=cmd", "live"), ("beta", "live"), ("zeta", "live")]
     )
     assert sum(Decimal(row["total"]) for row in rows) == 5 * Decimal("5.0000000001")
-    assert len({row["invoice_id"] for row in rows}) == len(rows) == 15
+    assert len({row["id"] for row in rows}) == len(rows) == 15
     acme = [row for row in rows if row["account"] == "acme"]
     assert {row["account_id"] for row in acme} == {ids.render("acct", callers[0].account_id)}
 
