@@ -101,6 +101,7 @@ class Kind(StrEnum):
     RUNNING_MESSAGE_BATCH = "running message batch"
     RUNNING = "running batch"
     INVOICE = "invoice"
+    CREDIT_NOTE = "credit note"
     SCHEDULE = "schedule"
     INBOX = "schedule with an inbox"
     RUN = "run"

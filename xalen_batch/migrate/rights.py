@@ -31,6 +31,8 @@ RIGHTS: Mapping[str, Sequence[str]] = {
     "audit_log": READ_ONLY,
     "account_tallies": READ_ONLY,
     "batch_notes": READ_ONLY,
+    # The statement that it is on.
+    "credit_notes": (*APPEND_ONLY, "UPDATE (statement_id)"),
     "invoices": APPEND_ONLY,
     "invoice_lines": APPEND_ONLY,
     # A new price closes the old one.
