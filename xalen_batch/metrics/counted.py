@@ -33,9 +33,10 @@ LINES = Counter(
 )
 CHARGED = Counter(
     "xalen_charged_usd",
-    "Charges recorded here, as a float: for rates. Invoices have the exact amounts.",
+    "Charges recorded here, of lines and live calls, as a float. Invoices have exact amounts.",
     ["model", "mode"],
 )
+LIVE_CALLS = Counter("xalen_live_calls_recorded", "Live calls that were billed.", ["model", "mode"])
 STALE_WRITES = Counter(
     "xalen_stale_writes_refused",
     "Outcomes that the fence refused, since the task's lease had ended.",
@@ -75,6 +76,10 @@ DELIVERIES = Counter(
     "xalen_webhook_attempts",
     "Attempts to deliver an event to a webhook: delivered, or failed.",
     ["outcome"],
+)
+UNSEALABLE = Counter(
+    "xalen_unsealable_batches",
+    "Attempts to seal a batch that ended because its lines and its invoice do not agree.",
 )
 SWEEPS_FAILED = Counter(
     "xalen_sweeps_failed", "Steps of sweeps that ended with an unexpected error.", ["sweep"]
