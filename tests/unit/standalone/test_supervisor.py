@@ -35,11 +35,10 @@ def test_each_part_serves_its_metrics_on_a_port_of_its_own(
     configure: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XALEN_MIGRATE_DATABASE_URL", "postgresql://owner@localhost/x")
+    assert "XALEN_METRICS_PORT" not in supervisor._serving_environment(0)
+    assert "XALEN_MIGRATE_DATABASE_URL" not in supervisor._serving_environment(0)
     configure(metrics_port=9464)
     ports = [
         supervisor._serving_environment(offset).get("XALEN_METRICS_PORT") for offset in (0, 2, None)
     ]
     assert ports == ["9464", "9466", None]
-    configure(metrics_port=None)
-    assert "XALEN_METRICS_PORT" not in supervisor._serving_environment(0)
-    assert "XALEN_MIGRATE_DATABASE_URL" not in supervisor._serving_environment(0)
