@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from xalen_batch import db, jsonl, log
 from xalen_batch.broker import Job, Message
+from xalen_batch.metrics import counted
 from xalen_batch.models import Batch, Task, line_attempts, results
 from xalen_batch.models import tasks as task_rows
 from xalen_batch.models.batches import roll_window, window_is_open
@@ -80,6 +81,7 @@ def tick() -> None:
 
 
 def _take_back(session: Session, task: Task) -> None:
+    counted.LEASES_RECLAIMED.inc()
     logger.warning(
         "task.worker_lost",
         batch_id=task.batch_id,

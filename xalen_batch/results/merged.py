@@ -59,7 +59,7 @@ class _Node:
 
     def lines(self) -> Iterator[Numbered]:
         """The lines that have ended, ascending, with the results of the retries in their places."""
-        own = heapq.merge(*(_numbered(part, chunks()) for part, chunks in self.parts))
+        own = heapq.merge(*(numbered(part, chunks()) for part, chunks in self.parts))
         if not self.retries:
             yield from own
             return
@@ -142,7 +142,7 @@ def _number(line: Numbered) -> int:
     return line[0]
 
 
-def _numbered(part: FilePart, chunks: Iterator[bytes]) -> Iterator[Numbered]:
+def numbered(part: FilePart, chunks: Iterator[bytes]) -> Iterator[Numbered]:
     """The lines of an output or error file, with their line ends, their numbers and their part."""
     held: list[bytes] = []
     for chunk in chunks:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from xalen_batch import db, log, memory
 from xalen_batch.backends.contract import Answered, Ended, NotRun, Refused
 from xalen_batch.config import MiB, settings
+from xalen_batch.metrics import counted
 from xalen_batch.models.line_attempts import Attempt
 from xalen_batch.pipeline import record
 from xalen_batch.pipeline.claim import Claim, ClaimedLine
@@ -181,6 +182,14 @@ def _size(outcome: Ended) -> int:
     return len(outcome.body) if isinstance(outcome, Answered | Refused) else 0
 
 
+def _count(claim: Claim, rows: Sequence[Row]) -> None:
+    labels = claim.model, counted.mode(claim.lane_key[1])
+    charges = [row.amount for row in rows if row.amount is not None]
+    counted.LINES.labels(*labels, "completed").inc(len(charges))
+    counted.LINES.labels(*labels, "failed").inc(len(rows) - len(charges))
+    counted.CHARGED.labels(*labels).inc(sum(map(float, charges)))
+
+
 def heartbeat() -> float:
     """Seconds between two extensions of a lease: several in each lease."""
     return min(HEARTBEAT, settings().lease / 4)
@@ -295,6 +304,7 @@ class Slot:
                 is_retry = True
                 time.sleep(DATABASE_RETRY)
         if recorded.is_stale:
+            counted.STALE_WRITES.inc()
             logger.warning(
                 "task.stale",
                 batch_id=claim.batch_id,
@@ -302,5 +312,7 @@ class Slot:
                 fence=claim.fence,
                 dropped=len(rows),
             )
+        else:
+            _count(claim, rows)
         self._recorded += len(rows)
         return recorded
