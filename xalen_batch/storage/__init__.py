@@ -7,6 +7,7 @@ from names that users choose. Writes are atomic: after a crash an object is whol
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -113,6 +114,21 @@ def write(key: str, chunks: Iterable[bytes]) -> None:
     with obstore.open_writer(store(), key, buffer_size=WRITE_BUFFER) as out:
         for chunk in chunks:
             out.write(chunk)
+
+
+def write_digested(key: str, chunks: Iterable[bytes]) -> tuple[int, bytes]:
+    """As `write`; returns the bytes that were written and their SHA-256."""
+    digest, size = hashlib.sha256(), 0
+
+    def counted() -> Iterator[bytes]:
+        nonlocal size
+        for chunk in chunks:
+            size += len(chunk)
+            digest.update(chunk)
+            yield chunk
+
+    write(key, counted())
+    return size, digest.digest()
 
 
 def size(key: str) -> int:
