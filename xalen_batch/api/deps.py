@@ -66,7 +66,7 @@ def calling(
         def run(
             request: Request, credentials: Credentials, *args: Asked.args, **asked: Asked.kwargs
         ) -> Response:
-            with _failures_limited(request), begin() as session:
+            with failures_limited(request), begin() as session:
                 secret = None if credentials is None else credentials.credentials
                 caller = _authenticate(request, session, secret, scope)
                 if is_change and request.method != "GET":
@@ -112,7 +112,7 @@ def refusal(request: Request) -> XalenError | None:
         return None
     kind, secret = get_authorization_scheme_param(request.headers.get("authorization"))
     try:
-        with _failures_limited(request), db.reading() as session:
+        with failures_limited(request), db.reading() as session:
             _authenticate(request, session, secret if kind.lower() == "bearer" else None, scope)
     except (Unauthenticated, Forbidden, TooManyRequests) as error:
         return error
@@ -134,7 +134,7 @@ def _scope(request: Request) -> Scope | None:
 
 
 @contextmanager
-def _failures_limited(request: Request) -> Iterator[None]:
+def failures_limited(request: Request) -> Iterator[None]:
     """Count failed authentications by address (token bucket); above the limit, 429 replaces 401.
 
     Requests with a valid key are not counted, and never refused here.
@@ -208,7 +208,7 @@ def calling_briefly(scope: Scope) -> Callable[[Request, Credentials], Caller]:
 
 def authenticate_briefly(request: Request, secret: str | None, scope: Scope) -> Caller:
     """The caller of a request, authenticated in a short session of its own."""
-    with _failures_limited(request), db.reading() as session:
+    with failures_limited(request), db.reading() as session:
         return _authenticate(request, session, secret, scope)
 
 
@@ -237,7 +237,11 @@ def _authenticate(request: Request, session: Session, secret: str | None, scope:
         raise Unauthenticated(
             "No API key was provided. Send one as `Authorization: Bearer xln_test_…`."
         )
-    caller = accounts.authenticate(session, secret)
+    return admit(request, session, accounts.authenticate(session, secret), scope)
+
+
+def admit(request: Request, session: Session, caller: Caller, scope: Scope) -> Caller:
+    """Admit an authenticated caller, whose key must have `scope`, once for each request."""
     request.scope[IDENTIFIED] = caller
     if caller_of(request.scope) is None:
         account.admit(session, caller)
