@@ -39,6 +39,8 @@ Shown = BaseModel | dict[str, Any] | Response
 
 # The scope that each route asks for, by its function or by its dependency on a caller.
 _scopes: dict[object, Scope] = {}
+# What admits the caller of a route without an API key in its header, by the route's function.
+_admitting: dict[object, Callable[[Request], object]] = {}
 # Key of an ASGI scope: the caller of the request, once admitted.
 CALLER = "xalen.caller"
 # Key of an ASGI scope: the owner of the request's valid key, whether admitted or not.
@@ -107,8 +109,17 @@ def refusal(request: Request) -> XalenError | None:
 
     It precedes any error of the body.
     """
+    if caller_of(request.scope) is not None:
+        return None
+    admits = _admitting.get(getattr(request.scope.get("route"), "endpoint", None))
+    if admits is not None:
+        try:
+            admits(request)
+        except (Unauthenticated, Forbidden, TooManyRequests) as error:
+            return error
+        return None
     scope = _scope(request)
-    if scope is None or caller_of(request.scope) is not None:
+    if scope is None:
         return None
     kind, secret = get_authorization_scheme_param(request.headers.get("authorization"))
     try:
@@ -216,6 +227,11 @@ def admitted(request: Request, caller: Caller) -> None:
     """Note the caller of a request that was admitted by what is known of its key."""
     budget.answers.refuse_if_over(caller)
     request.scope[IDENTIFIED] = request.scope[CALLER] = caller
+
+
+def admitting(route: object, admits: Callable[[Request], object]) -> None:
+    """Let `admits` admit the callers of a route before their bodies are read, or raise."""
+    _admitting[route] = admits
 
 
 def needs(scope: Scope) -> Callable[[Route], Route]:

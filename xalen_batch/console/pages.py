@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter, FastAPI, Request, Response
 
-from xalen_batch.console import assets, batch, batches, go, line, sign_in
+from xalen_batch.console import assets, batch, batches, go, line, new_batch, overview, sign_in
 from xalen_batch.console.routes import PATH, PageRoute
 from xalen_batch.errors import QUOTED_CHARS, NotFound
 
@@ -21,7 +21,9 @@ def install(app: FastAPI) -> None:
     for router in (
         sign_in.router,
         go.router,
+        overview.router,
         batches.router,
+        new_batch.router,
         line.router,
         batch.router,
         missing,

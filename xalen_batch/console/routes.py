@@ -4,7 +4,7 @@ import hmac
 import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import wraps
+from functools import partial, wraps
 from typing import Annotated, Any, Concatenate, ParamSpec
 from urllib.parse import quote
 
@@ -106,9 +106,16 @@ def change(scope: Scope = Scope.SUBMIT, *, is_long: bool = False) -> Callable[[P
             route,
             inspect.Parameter("csrf", inspect.Parameter.KEYWORD_ONLY, default="", annotation=Token),
         )
+        deps.admitting(run, partial(visit_briefly, scope=scope))
         return run
 
     return decorate
+
+
+def visit_briefly(request: Request, scope: Scope) -> Visitor:
+    """The visitor of a request, admitted in a short session of its own."""
+    with db.reading() as session:
+        return visit(request, session, scope)
 
 
 def brief(scope: Scope = Scope.READ) -> Callable[[Callable[..., Response]], Any]:
@@ -120,9 +127,7 @@ def brief(scope: Scope = Scope.READ) -> Callable[[Callable[..., Response]], Any]
     def decorate(route: Callable[..., Response]) -> Callable[..., Response]:
         @wraps(route)
         def run(request: Request, *args: Any, **asked: Any) -> Response:
-            with db.reading() as session:
-                visitor = visit(request, session, scope)
-            return route(request, visitor, *args, **asked)
+            return route(request, visit_briefly(request, scope), *args, **asked)
 
         signature = inspect.signature(route)
         request, _, *asked = signature.parameters.values()
@@ -181,6 +186,8 @@ def to(path: str) -> Response:
 
 def failure(request: Request, error: Exception) -> Response:
     """The answer to an error: the page to sign in, or a page that says what to do."""
+    if isinstance(error, errors.BodyRefused):
+        error = error.error
     if isinstance(error, SignedOut):
         return _signed_out(request)
     known = errors.translate(request, error)

@@ -65,9 +65,14 @@ def sign_in_by_link(request: Request, token: str) -> Response:
 def sign_out(request: Request, csrf: routes.Token = "") -> Response:
     """End the session."""
     with db.transaction() as session:
-        visitor = sessions.authenticate(session, request.cookies.get(COOKIE, ""))
+        token = request.cookies.get(COOKIE, "")
+        try:
+            visitor = sessions.authenticate(session, token)
+        except Unauthenticated:
+            # The session has ended already.
+            return routes.to(SIGN_IN)
         routes.check_csrf(visitor, csrf)
-        sessions.close(session, request.cookies[COOKIE])
+        sessions.close(session, token)
     answer = routes.to(SIGN_IN)
     answer.delete_cookie(COOKIE, path=PATH)
     return answer

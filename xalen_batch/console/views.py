@@ -45,6 +45,7 @@ HEADERS = {
 }
 # Pages of the navigation: path, icon, name, and the scope that shows it.
 NAVIGATION: list[tuple[str, str, str, Scope]] = [
+    ("/console", "overview", "Overview", Scope.READ),
     ("/console/batches", "batch", "Batches", Scope.READ),
 ]
 

@@ -84,6 +84,11 @@
     input.addEventListener("change", () => input.form.requestSubmit());
   });
 
+  // A part that has no stream is asked for anew every 10 s while the page is seen.
+  document.querySelectorAll("[data-poll]").forEach((part) => setInterval(() => {
+    if (!document.hidden) htmx.ajax("GET", part.dataset.poll, { target: part, swap: "innerHTML" });
+  }, 10000));
+
   // A message of the stream says that something changed; the part of the page is then asked for
   // anew, at most once a second. A hidden page has no stream. Without streams it asks every 10 s.
   document.querySelectorAll("[data-live]").forEach((part) => {
