@@ -20,6 +20,7 @@ Kind = Literal[
     "upload",
     "part",
     "msgbatch",
+    "cn",
 ]
 # The names of the kinds in messages.
 NOUNS: dict[Kind, str] = {
@@ -37,6 +38,7 @@ NOUNS: dict[Kind, str] = {
     "msgbatch": "message batch",
     "upload": "upload",
     "part": "part",
+    "cn": "credit note",
 }
 SEPARATOR: dict[str, str] = {"file": "-"}
 # Kinds by the noun in the name of a log field: `batch_id`, `input_file_id`.

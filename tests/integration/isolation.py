@@ -31,6 +31,9 @@ PUBLIC = {
     "/openapi.json",
     "/schemas/batch-line.json",
     "/schemas/result-line.json",
+    # With the operator's token; without it they are not there.
+    "/metrics",
+    "/v1/demand",
 }
 # Values for the required fields of a body, by the field's name.
 VALUES: dict[str, Any] = {
@@ -101,6 +104,7 @@ class Kind(StrEnum):
     RUNNING_MESSAGE_BATCH = "running message batch"
     RUNNING = "running batch"
     INVOICE = "invoice"
+    CREDIT_NOTE = "credit note"
     SCHEDULE = "schedule"
     INBOX = "schedule with an inbox"
     RUN = "run"

@@ -21,6 +21,7 @@ from tests.waiting import PATIENCE
 from xalen_batch import db, ids, storage, uploads
 from xalen_batch.accounts import accounts, keys
 from xalen_batch.accounts.accounts import Caller, Owner, Scope
+from xalen_batch.billing import credit_notes
 from xalen_batch.endpoints.names import RESPONSES
 from xalen_batch.endpoints.usage import Usage
 from xalen_batch.models import AccountTally, Base, Batch, File, IdempotencyKey, Result
@@ -144,6 +145,8 @@ def move_in() -> Neighbour:
             text("SELECT id FROM invoices WHERE batch_id = :batch"), {"batch": batch.id}
         ).scalar_one()
         found[Kind.INVOICE] = ids.render("inv", invoice)
+        note = credit_notes.create(session, batch, reason=CANARY)
+        found[Kind.CREDIT_NOTE] = ids.render("cn", note.id)
         past, long_ago = (
             datetime.now(UTC) - timedelta(seconds=1),
             datetime.now(UTC) - timedelta(days=1),
@@ -339,6 +342,7 @@ def scope_of(
             "key_id",
             "upload_id",
             "webhook_id",
+            "credit_note_id",
             "event_id",
             "model_id",
             "month",

@@ -15,6 +15,7 @@ from xalen_batch.api import (
     batch_events,
     batches,
     billing,
+    demand,
     description,
     docs,
     errors,
@@ -30,6 +31,7 @@ from xalen_batch.api import (
     retries,
     schedule_runs,
     schedules,
+    stored_metrics,
     terms,
     uploads,
     webhook_endpoints,
@@ -46,6 +48,7 @@ from xalen_batch.api.live import background, calls
 from xalen_batch.api.live import routes as live_routes
 from xalen_batch.config import settings
 from xalen_batch.endpoints.names import ENDPOINTS
+from xalen_batch.metrics import server
 from xalen_batch.standalone import stores
 from xalen_batch.storage import marks
 from xalen_batch.validation import pool
@@ -111,6 +114,7 @@ def create_app() -> FastAPI:
         limits.router,
         terms.router,
         health.router,
+        demand.router,
     ):
         app.include_router(router)
     docs.install(app)
@@ -186,6 +190,8 @@ def serve(
     memory.settle()
     disk.watch_database(stores.database_folder)
     _mark_store()
+    stored_metrics.install()
+    server.start()
     config = uvicorn.Config(
         app,
         host=host,

@@ -49,3 +49,10 @@ def downloaded(description: str) -> dict[int | str, dict[str, Any]]:
         206: {"description": "The range that `Range` asks for.", "content": content},
         304: {"description": "The content has the entity tag that `If-None-Match` names."},
     }
+
+
+def csv(description: str) -> dict[int | str, dict[str, Any]]:
+    """The responses of a route that sends CSV, besides its errors."""
+    return {
+        200: {"description": description, "content": {"text/csv": {"schema": {"type": "string"}}}}
+    }

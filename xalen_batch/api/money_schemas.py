@@ -9,7 +9,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, Field
 
 from xalen_batch import money
-from xalen_batch.api.schemas import BatchErrors
+from xalen_batch.api.schemas import BatchErrors, Identified
 from xalen_batch.results.explain import Charge, Component
 
 Amount = str
@@ -93,9 +93,10 @@ class InvoiceObject(BaseModel):
 
 
 class StatementLineObject(BaseModel):
-    kind: Literal["batch", "rounding"]
+    kind: Literal["batch", "credit", "rounding"]
     description: str
     invoice_id: str | None
+    credit_note_id: str | None
     reason: str | None = Field(
         description="`usage_counted` if the invoice has tokens that were counted by xalen-batch."
     )
@@ -103,7 +104,7 @@ class StatementLineObject(BaseModel):
 
 
 class StatementObject(BaseModel):
-    """The sum of a month's batch invoices, rounded once."""
+    """The sum of a month's batch invoices, less credit notes, rounded once."""
 
     id: str | None = Field(description="Null for a draft.")
     object: Literal["statement"]
@@ -124,6 +125,21 @@ class StatementObject(BaseModel):
     rounding: Amount | None
     total: Amount | None
     has_more: bool = Field(description="Whether the statement has lines after these.")
+
+
+class CreditNoteObject(Identified):
+    """An amount that is given back of what a batch was billed. It never changes."""
+
+    object: Literal["credit_note"]
+    livemode: bool
+    account_id: str
+    batch_id: str
+    amount: Amount = Field(description="Positive; at most what the batch was billed.")
+    share: str | None = Field(description="The share of the invoice's total, if it was one.")
+    currency: str
+    reason: str
+    created_at: int
+    statement_id: str | None = Field(description="Null until the statement with it is issued.")
 
 
 class ChargeComponent(BaseModel):

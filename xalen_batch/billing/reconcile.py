@@ -343,7 +343,17 @@ _STATEMENT_OWNERS = """
         AND (statement.account_id, statement.livemode) <> (batch.account_id, batch.livemode)
 """
 
-# round() of a positive NUMERIC is half up, as the payable amount is.
+_CREDITS = """
+    SELECT 'batch' AS kind, credited.batch_id AS id, 'at most the invoice in credit notes' AS what,
+        coalesce(invoice.total, 0) AS expected, credited.amount AS found
+    FROM (
+        SELECT batch_id, sum(amount) AS amount FROM credit_notes WHERE batch_id = ANY(:ids) GROUP BY batch_id
+    ) AS credited
+    LEFT JOIN invoices AS invoice ON invoice.batch_id = credited.batch_id
+    WHERE credited.amount > coalesce(invoice.total, 0)
+"""
+
+# round() of a NUMERIC is half away from zero, as the payable amount is.
 _STATEMENTS = """
     SELECT 'inv' AS kind, statement.id, sums.what, sums.expected, sums.found
     FROM invoices AS statement
@@ -355,16 +365,24 @@ _STATEMENTS = """
     ) AS invoiced
     CROSS JOIN LATERAL (
         SELECT coalesce(sum(amount), 0) AS total,
-            coalesce(sum(amount) FILTER (WHERE kind = 'batch'), 0) AS exact
+            coalesce(sum(amount) FILTER (WHERE kind = 'batch' AND source_credit_id IS NULL), 0) AS exact,
+            coalesce(sum(amount) FILTER (WHERE source_credit_id IS NOT NULL), 0) AS credited
         FROM invoice_lines WHERE invoice_id = statement.id
     ) AS line
+    CROSS JOIN LATERAL (
+        SELECT coalesce(-sum(note.amount), 0) AS exact
+        FROM invoice_lines AS own JOIN credit_notes AS note ON note.id = own.source_credit_id
+        WHERE own.invoice_id = statement.id AND note.statement_id = statement.id
+            AND (note.account_id, note.livemode) = (statement.account_id, statement.livemode)
+    ) AS credited
     CROSS JOIN LATERAL (VALUES
         ('invoices on the statement', invoiced.exact, line.exact),
-        ('total of the statement', round(invoiced.exact, 2), statement.total),
+        ('credit notes on the statement', credited.exact, line.credited),
+        ('total of the statement', round(invoiced.exact + credited.exact, 2), statement.total),
         ('total of the statement, by its own lines', line.total, statement.total)
     ) AS sums (what, expected, found)
     WHERE statement.id = ANY(:ids) AND sums.expected <> sums.found
 """
 
-BATCH_CHECKS = (_LINES, _SUMS, _INVOICES, _USAGE_PRICES, _OWNERS)
+BATCH_CHECKS = (_LINES, _SUMS, _INVOICES, _USAGE_PRICES, _OWNERS, _CREDITS)
 STATEMENT_CHECKS = (_STATEMENT_OWNERS, _STATEMENTS)

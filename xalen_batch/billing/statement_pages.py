@@ -7,15 +7,15 @@ from typing import Any, NamedTuple, NoReturn
 from uuid import UUID
 
 import orjson
-from sqlalchemy import func, select, tuple_
+from sqlalchemy import ColumnElement, func, select, tuple_
 from sqlalchemy.orm import Session
 
 from xalen_batch import db, ids, money
 from xalen_batch.accounts.accounts import Owner
-from xalen_batch.billing import statements
+from xalen_batch.billing import statement_credits, statements
 from xalen_batch.billing.statements import ZERO, Place
 from xalen_batch.errors import QUOTED_CHARS, InvalidRequest
-from xalen_batch.models import Invoice, InvoiceLine
+from xalen_batch.models import CreditNote, Invoice, InvoiceLine
 
 # Lines of a statement that are read and rendered at a time.
 PAGE_LINES = 1_000
@@ -37,9 +37,10 @@ def page(
 ) -> dict[str, Any]:
     """The statement of a month with at most `limit` of its lines, as a JSON object.
 
-    `after`: the `invoice_id` of the last line of the page before. Raises InvalidRequest if the
-    statement has no such line. The totals are those of the whole statement; a draft has them on its
-    last page only, since they are a sum over the month that each page would compute again.
+    `after`: the `invoice_id` or `credit_note_id` of the last line of the page before. Raises
+    InvalidRequest if the statement has no such line. The totals are those of the whole statement; a
+    draft has them on its last page only, since they are a sum over the month that each page would
+    compute again.
     """
     draft = statements.draft_statement(owner, month)
     source = None if after is None else _parse_source(after)
@@ -63,12 +64,24 @@ class _Page(NamedTuple):
     has_more: bool
 
 
-def _issued_page(session: Session, statement: Invoice, limit: int, source: UUID | None) -> _Page:
+class _Source(NamedTuple):
+    """The invoice or the credit note of a line."""
+
+    is_credit: bool
+    id: UUID
+
+
+def _is_of(source: _Source) -> ColumnElement[bool]:
+    column = InvoiceLine.source_credit_id if source.is_credit else InvoiceLine.source_invoice_id
+    return column == source.id
+
+
+def _issued_page(session: Session, statement: Invoice, limit: int, source: _Source | None) -> _Page:
     position = 0
     if source is not None:
         position = session.scalars(
             select(InvoiceLine.position).where(
-                InvoiceLine.source_invoice_id == source, InvoiceLine.invoice_id == statement.id
+                InvoiceLine.invoice_id == statement.id, _is_of(source)
             )
         ).one_or_none() or _refuse_source(source)
     lines = _issued_lines(session, statement, position, limit + 1)
@@ -83,42 +96,50 @@ def _issued_page(session: Session, statement: Invoice, limit: int, source: UUID 
     return _Page(lines[:limit], totals, len(lines) > limit)
 
 
-def _draft_page(session: Session, draft: Invoice, limit: int, source: UUID | None) -> _Page:
-    after = None
-    if source is not None:
-        found = session.execute(
-            select(Invoice.issued_at, Invoice.id).where(
-                Invoice.id == source, *statements.of_month(draft)
-            )
-        ).one_or_none()
-        after = Place(*found) if found else _refuse_source(source)
+def _draft_page(session: Session, draft: Invoice, limit: int, source: _Source | None) -> _Page:
+    after = None if source is None else _place_of(session, draft, source)
     lines = _draft_lines(session, draft, after, limit)
     if len(lines) == limit:
         # At least the rounding line is left.
         return _Page(lines, dict.fromkeys(_totals(batch=ZERO, rounding=ZERO)), True)
     last = _place(lines[-1]) if lines else after
-    # An invoice that was committed since the lines were read is not in the sum.
     exact = _sum_until(session, draft, last) if last else ZERO
     rounding = statements.rounding_line(exact)
     totals = _totals(batch=exact, rounding=rounding.amount)
     return _Page([*lines, rounding], totals, False)
 
 
-def _parse_source(after: str) -> UUID:
-    source = ids.parse("inv", after)
-    if source is None:
-        raise InvalidRequest(
-            f"after: {after[:QUOTED_CHARS]!r} is not the id of an invoice. Send the `invoice_id` of"
-            " the last line of the page before.",
-            param="after",
+def _place_of(session: Session, draft: Invoice, source: _Source) -> Place:
+    rows = select(Invoice.issued_at).where(Invoice.id == source.id, *statements.of_month(draft))
+    if source.is_credit:
+        rows = select(CreditNote.created_at).where(
+            CreditNote.id == source.id, *statement_credits.of_month(draft)
         )
-    return source
+    at = session.execute(rows).scalar_one_or_none()
+    return _refuse_source(source) if at is None else Place(at, source.id, source.is_credit)
 
 
-def _refuse_source(source: UUID) -> NoReturn:
+SEND = "Send the `invoice_id` or `credit_note_id` of the last line of the page before."
+
+
+def _parse_source(after: str) -> _Source:
+    for kind in _SOURCES.values():
+        if (id := ids.parse(kind, after)) is not None:
+            return _Source(kind == _SOURCES[True], id)
     raise InvalidRequest(
-        f"after: the statement has no line of {ids.render('inv', source)}. Send the `invoice_id` of"
-        " the last line of the page before.",
+        f"after: {after[:QUOTED_CHARS]!r} is the id of no invoice or credit note. {SEND}",
+        param="after",
+    )
+
+
+# By whether it is a credit note.
+_SOURCES: dict[bool, ids.Kind] = {False: "inv", True: "cn"}
+
+
+def _refuse_source(source: _Source) -> NoReturn:
+    raise InvalidRequest(
+        f"after: the statement has no line of {ids.render(_SOURCES[source.is_credit], source.id)}."
+        f" {SEND}",
         param="after",
     )
 
@@ -187,20 +208,36 @@ def _issued_lines(
 def _draft_lines(
     session: Session, draft: Invoice, after: Place | None, limit: int
 ) -> Sequence[Any]:
-    return session.execute(statements.batch_lines(draft, after).limit(limit)).all()
+    """The next lines: those of batches, then those of credit notes."""
+    lines: list[Any] = []
+    if after is None or not after.is_credit:
+        lines += session.execute(statements.batch_lines(draft, after).limit(limit))
+        after = None
+    if len(lines) < limit:
+        key = None if after is None else after.key
+        rows = statement_credits.lines(draft, key).limit(limit - len(lines))
+        lines += session.execute(rows)
+    return lines
 
 
 def _place(line: Any) -> Place:
-    return Place(line.issued_at, line.source_invoice_id)
+    is_credit = line.source_credit_id is not None
+    return Place(line.issued_at, line.source_credit_id or line.source_invoice_id, is_credit)
 
 
 def _sum_until(session: Session, month: Invoice, last: Place) -> Decimal:
-    """The sum of the month's batch invoices up to one of them."""
-    return session.execute(
-        select(func.sum(Invoice.total)).where(
-            *statements.of_month(month), tuple_(Invoice.issued_at, Invoice.id) <= last
-        )
-    ).scalar_one()
+    """The sum of the month's lines up to one of them: one that was added since is not in it."""
+    invoiced = select(func.coalesce(func.sum(Invoice.total), ZERO)).where(
+        *statements.of_month(month)
+    )
+    if not last.is_credit:
+        up_to = tuple_(Invoice.issued_at, Invoice.id) <= last.key
+        return session.execute(invoiced.where(up_to)).scalar_one()
+    credited = select(func.coalesce(func.sum(CreditNote.amount), ZERO)).where(
+        *statement_credits.of_month(month),
+        tuple_(CreditNote.created_at, CreditNote.id) <= last.key,
+    )
+    return session.execute(invoiced).scalar_one() - session.execute(credited).scalar_one()
 
 
 def _head(statement: Invoice) -> dict[str, Any]:
@@ -230,12 +267,14 @@ def _totals(*, batch: Decimal, rounding: Decimal) -> dict[str, str]:
 
 def _render_line(line: Any) -> dict[str, Any]:
     """`line`: an InvoiceLine, or a row of `batch_lines`."""
+    is_credit = line.source_credit_id is not None
     return {
-        "kind": line.kind,
+        "kind": "credit" if is_credit else line.kind,
         "description": line.description,
         "invoice_id": (
             None if line.source_invoice_id is None else ids.render("inv", line.source_invoice_id)
         ),
+        "credit_note_id": ids.render("cn", line.source_credit_id) if is_credit else None,
         "reason": line.reason,
         "amount": money.render(line.amount),
     }

@@ -1,4 +1,6 @@
-"""Monthly statements, which accounts pay: the sum of their batch invoices, rounded once."""
+"""Monthly statements, which accounts pay: the sum of their batch invoices, less credit notes,
+rounded once.
+"""
 
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
@@ -12,11 +14,13 @@ from sqlalchemy import (
     DateTime,
     Select,
     Text,
+    Uuid,
     case,
     cast,
     func,
     insert,
     literal,
+    null,
     select,
     text,
     true,
@@ -26,7 +30,7 @@ from sqlalchemy.orm import Session, lazyload
 
 from xalen_batch import events, ids, log, money
 from xalen_batch.accounts.accounts import Owner
-from xalen_batch.billing import invoices
+from xalen_batch.billing import invoices, statement_credits
 from xalen_batch.billing.charges import USAGE_COUNTED
 from xalen_batch.errors import InvalidRequest
 from xalen_batch.events import Happened
@@ -43,28 +47,36 @@ LINES_AT_ONCE = 100_000
 
 
 class InvoiceAdded(Exception):
-    """An invoice of the month was committed while its statement was being issued.
+    """An invoice or a credit note of the month was committed while its statement was being issued.
 
     The statement is not issued; the next attempt includes the invoice.
     """
 
 
 class Place(NamedTuple):
-    """The position of an invoice among those of its month, which are sorted by this key."""
+    """The position of a line among those of its month: invoices, then credit notes, each by time."""
 
     issued_at: datetime
     id: UUID
+    is_credit: bool = False
+
+    @property
+    def key(self) -> tuple[datetime, UUID]:
+        return self.issued_at, self.id
 
 
-def parse_month(month: str) -> date:
-    """The first day of a month written as `2026-11`. Raises InvalidRequest for other texts."""
+def parse_month(month: str, *, param: str = "month") -> date:
+    """The first day of a month written as `2026-11`. Raises InvalidRequest for other texts.
+
+    `param`: the name of the request's field.
+    """
     try:
         first = datetime.strptime(month, "%Y-%m").replace(tzinfo=UTC).date()
     except ValueError:
         first = None
     if first is None or f"{first:%Y-%m}" != month:
         raise InvalidRequest(
-            f"month: {month[:40]!r} is no month. Write it as 2026-11.", param="month"
+            f"{param}: {month[:40]!r} is no month. Write it as 2026-11.", param=param
         )
     return first
 
@@ -90,7 +102,7 @@ def issued_statement(session: Session, statement: Invoice) -> Invoice | None:
 
 # Statements are due an hour after the end of the month, when transactions that were open then have
 # committed. Months are issued in order, so the next one is found behind an account's last
-# statement, by one index look-up.
+# statement, by one index look-up. A month with a credit note and without an invoice has one too.
 _DUE = text("""
     SELECT account.id AS account_id, mode.livemode, date_trunc('month', first.issued_at AT TIME ZONE 'UTC')::date AS month
     FROM accounts AS account
@@ -101,20 +113,34 @@ _DUE = text("""
         WHERE account_id = account.id AND livemode = mode.livemode AND month IS NOT NULL
     ) AS stated
     CROSS JOIN LATERAL (
-        SELECT issued_at
-        FROM invoices
-        WHERE account_id = account.id AND livemode = mode.livemode AND batch_id IS NOT NULL
-            AND issued_at >= stated.since
-            AND issued_at < date_trunc('month', now() - interval '1 hour', 'UTC')
-        ORDER BY issued_at
-        LIMIT 1
+        SELECT min(issued_at) AS issued_at
+        FROM (
+            (
+                SELECT issued_at
+                FROM invoices
+                WHERE account_id = account.id AND livemode = mode.livemode AND batch_id IS NOT NULL
+                    AND issued_at >= stated.since
+                    AND issued_at < date_trunc('month', now() - interval '1 hour', 'UTC')
+                ORDER BY issued_at
+                LIMIT 1
+            )
+            UNION ALL
+            (
+                SELECT greatest(created_at, stated.since)
+                FROM credit_notes
+                WHERE account_id = account.id AND livemode = mode.livemode AND statement_id IS NULL
+                ORDER BY created_at
+                LIMIT 1
+            )
+        ) AS either
     ) AS first
+    WHERE first.issued_at < date_trunc('month', now() - interval '1 hour', 'UTC')
     LIMIT :at_once
 """)
 
 
 def due(session: Session) -> Sequence[Any]:
-    """The next statement to issue for each account and mode with invoices in a past month.
+    """The next statement to issue for each account and mode with something in a past month.
 
     Rows have `account_id`, `livemode` and `month`.
     """
@@ -130,9 +156,10 @@ def issue(session: Session, due: Any) -> bool:
     Raises InvoiceAdded if the lines do not sum to the invoices.
     """
     draft = Invoice(account_id=due.account_id, livemode=due.livemode, month=due.month)
-    exact = session.execute(
+    invoiced = session.execute(
         select(func.coalesce(func.sum(Invoice.total), ZERO)).where(*of_month(draft))
     ).scalar_one()
+    exact = invoiced + statement_credits.sum_of_month(session, draft)
     rounding = rounding_line(exact)
     draft.total = exact + rounding.amount
     if not invoices.store(session, draft, []):
@@ -140,15 +167,12 @@ def issue(session: Session, due: Any) -> bool:
     statement = issued_statement(session, draft)
     assert statement is not None
     _insert_lines(session, statement)
-    number, stored = session.execute(
-        select(func.count(), func.sum(InvoiceLine.amount)).where(
-            InvoiceLine.invoice_id == statement.id
-        )
-    ).one()
+    statement_credits.insert_lines(session, statement, _sum_of_lines(session, statement)[0])
+    number, stored = _sum_of_lines(session, statement)
     if stored != exact:
         raise InvoiceAdded(
             f"statement {due.month:%Y-%m} of account {due.account_id}: its lines sum to {stored},"
-            f" the invoices to {exact}"
+            f" the invoices and credit notes to {exact}"
         )
     rounding.invoice_id, rounding.position = statement.id, number + 1
     session.add(rounding)
@@ -161,6 +185,16 @@ def issue(session: Session, due: Any) -> bool:
         total=str(statement.total),
     )
     return True
+
+
+def _sum_of_lines(session: Session, statement: Invoice) -> tuple[int, Decimal]:
+    """The number of the lines that are stored, and their sum."""
+    number, sum = session.execute(
+        select(func.count(), func.coalesce(func.sum(InvoiceLine.amount), ZERO)).where(
+            InvoiceLine.invoice_id == statement.id
+        )
+    ).one()
+    return number, sum
 
 
 def _insert_lines(session: Session, statement: Invoice) -> None:
@@ -226,6 +260,7 @@ def batch_lines(month: Invoice, after: Place | None = None) -> Select[Any]:
             literal("batch").label("kind"),
             description.label("description"),
             Invoice.id.label("source_invoice_id"),
+            cast(null(), Uuid).label("source_credit_id"),
             case((flags.c.has_counted, USAGE_COUNTED)).label("reason"),
             Invoice.total.label("amount"),
             Invoice.issued_at,
@@ -238,7 +273,7 @@ def batch_lines(month: Invoice, after: Place | None = None) -> Select[Any]:
         return lines
     # The index ends with the time, so the comparison of pairs alone would begin with the month.
     return lines.where(
-        Invoice.issued_at >= after.issued_at, tuple_(Invoice.issued_at, Invoice.id) > after
+        Invoice.issued_at >= after.issued_at, tuple_(Invoice.issued_at, Invoice.id) > after.key
     )
 
 

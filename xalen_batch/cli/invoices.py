@@ -1,15 +1,18 @@
-"""`invoice`, `statement`, `reconcile`: usage and cost, with amounts as the API sends them."""
+"""`invoice`, `invoices`, `statement`, `reconcile`: amounts as the API sends them."""
 
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlencode
 
 import typer
 from rich.console import Console
 
-from xalen_batch.cli import database, progress
+from xalen_batch.cli import database, progress, tables
 from xalen_batch.cli.client import ApiOptions
-from xalen_batch.cli.failures import ERROR
+from xalen_batch.cli.download import STDOUT as STDOUT_FILE
+from xalen_batch.cli.failures import ERROR, USAGE, Failed
 from xalen_batch.cli.option_groups import with_option_groups
 from xalen_batch.cli.options import BatchId, Json, examples
 from xalen_batch.cli.output import STDOUT, counted, figure, print_json, print_list, safe, say, show
@@ -36,18 +39,75 @@ commands = typer.Typer()
 
 @commands.command(
     epilog=examples(
-        "xalen-batch invoice batch_0192…", "xalen-batch invoice batch_0192… --json | jq -r .total"
+        "xalen-batch invoice batch_0192…",
+        "xalen-batch invoice batch_0192… --json | jq -r .total",
+        "xalen-batch invoice batch_0192… --lines lines.csv",
     ),
 )
 @with_option_groups
-def invoice(batch_id: BatchId, as_json: Json = False, *, api: ApiOptions) -> None:
-    """Show the exact invoice of a batch that has ended."""
+def invoice(
+    batch_id: BatchId,
+    lines: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help=(
+                "Write each line with its tokens, prices, discount and amount as CSV to this file;"
+                " - for stdout."
+            ),
+        ),
+    ] = None,
+    as_json: Json = False,
+    *,
+    api: ApiOptions,
+) -> None:
+    """Show the exact invoice of a batch that has ended; or, with --lines, write its lines as CSV.
+
+    The amounts of the lines sum to the total.
+    """
+    if lines is not None and as_json:
+        raise Failed("--lines writes CSV, and --json prints the invoice. Leave one out.", USAGE)
     client = api.connect()
+    if lines is not None:
+        tables.fetch(client, f"/batches/{batch_id}/invoice/lines.csv", lines)
+        return
     found = client.get(f"/batches/{batch_id}/invoice")
     if as_json:
         print_json(found)
     else:
         print_invoice(found)
+
+
+@commands.command(
+    "invoices",
+    epilog=examples(
+        "xalen-batch invoices > invoices.csv",
+        "xalen-batch invoices --from 2026-01 --to 2026-12 -o year.csv",
+        "xalen-batch invoices --metadata cost_center --live",
+    ),
+)
+@with_option_groups
+def invoices_csv(
+    first: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="YYYY-MM", help="The first month, UTC; this one if not given."
+        ),
+    ] = None,
+    last: Annotated[
+        str | None,
+        typer.Option("--to", metavar="YYYY-MM", help="The last month; the first if not given."),
+    ] = None,
+    metadata: tables.Metadata = None,
+    output: tables.Output = STDOUT_FILE,
+    *,
+    api: ApiOptions,
+) -> None:
+    """Write the batch invoices of some months as CSV."""
+    begin = _month(first)
+    end = begin if last is None else _month(last)
+    query = [("from", begin), ("to", end), *(("metadata", key) for key in metadata or ())]
+    tables.fetch(api.connect(), f"/invoices.csv?{urlencode(query)}", output)
 
 
 def print_invoice(found: dict[str, Any], console: Console = STDOUT) -> None:

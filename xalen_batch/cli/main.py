@@ -14,6 +14,7 @@ from xalen_batch.cli import (
     audit,
     backends,
     batches,
+    credits,
     doctor,
     explain,
     failures,
@@ -109,6 +110,7 @@ app.add_typer(webhooks.commands, name="webhooks")
 app.add_typer(models.commands, name="models")
 app.add_typer(backends.commands, name="backends", rich_help_panel="Operators")
 app.add_typer(prices.commands, name="prices", rich_help_panel="Operators")
+app.add_typer(credits.commands, name="credits", rich_help_panel="Operators")
 app.add_typer(keys.commands, name="keys", rich_help_panel="Operators")
 app.add_typer(accounts.commands, name="accounts", rich_help_panel="Operators")
 

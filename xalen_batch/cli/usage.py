@@ -1,11 +1,12 @@
-"""`accounts usage`: each account's usage and cost in a month, for the operator."""
+"""`accounts usage`, `accounts invoices`: the costs of a month of all accounts, for the operator."""
 
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from xalen_batch.cli import database
+from xalen_batch.cli import database, tables
+from xalen_batch.cli.download import STDOUT
 from xalen_batch.cli.options import Json, examples
 from xalen_batch.cli.output import figure, print_list, say, show
 from xalen_batch.cli.stacked import Layout, stacked
@@ -86,6 +87,28 @@ def usage(
         for one in found
     ]
     show(stacked(COLUMNS, rows, right=FIGURES, folded=("account",)))
+
+
+@commands.command(
+    "invoices",
+    epilog=examples(
+        "xalen-batch accounts invoices --month 2026-10 > october.csv",
+        "xalen-batch accounts invoices --metadata cost_center -o month.csv",
+    ),
+)
+def month_invoices(
+    month: Annotated[
+        str | None, typer.Option(metavar="YYYY-MM", help="The month, UTC; this one if not given.")
+    ] = None,
+    metadata: tables.Metadata = None,
+    output: tables.Output = STDOUT,
+) -> None:
+    """Write the batch invoices of a month of all accounts as CSV (operators)."""
+    wanted = _month(month)
+    database.find()
+    from xalen_batch.billing import invoices_csv
+
+    tables.write(invoices_csv.of_all(wanted, metadata=metadata or ()), output)
 
 
 def _month(text: str | None) -> date:

@@ -76,6 +76,13 @@ class InvoiceLine(Base):
             unique=True,
             postgresql_where=text("source_invoice_id IS NOT NULL"),
         ),
+        # So is a credit note.
+        Index(
+            "ix_invoice_lines_source_credit_id",
+            "source_credit_id",
+            unique=True,
+            postgresql_where=text("source_credit_id IS NOT NULL"),
+        ),
     )
 
     invoice_id: Mapped[UUID] = mapped_column(ForeignKey("invoices.id"), primary_key=True)
@@ -97,4 +104,7 @@ class InvoiceLine(Base):
     # On a statement's line: the batch invoice that it sums up. No foreign key: it took a third of
     # the time of issuing a statement, whose lines are made of invoices, which are never deleted.
     source_invoice_id: Mapped[UUID | None]
+    # On a statement's line: the credit note that it shows. The kind of such a line is `batch`: a
+    # version without credit notes sums it up with the others (docs/decisions/0077).
+    source_credit_id: Mapped[UUID | None]
     amount: Mapped[Decimal]

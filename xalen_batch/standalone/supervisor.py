@@ -62,7 +62,8 @@ class Service(Protocol):
 class Child:
     """One of our own commands as a process. On Linux it is killed when this process dies.
 
-    `descriptors`: open files that it inherits, under the same numbers.
+    `descriptors`: open files that it inherits, under the same numbers. `metrics_offset`: its port
+    of metrics is that many ports after `XALEN_METRICS_PORT`; None: it serves none.
     """
 
     def __init__(
@@ -72,9 +73,11 @@ class Child:
         data_dir: Path,
         *,
         descriptors: Sequence[int] = (),
+        metrics_offset: int | None = None,
     ) -> None:
         self.name = name
         self._descriptors = descriptors
+        self._metrics_offset = metrics_offset
         self.process: subprocess.Popen[bytes] | None = None
         self.log = data_dir / "logs" / f"{name}.log"
         self._pid_file = data_dir / "run" / f"{name}.pid"
@@ -93,7 +96,7 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
-                env=_serving_environment(),
+                env=_serving_environment(self._metrics_offset),
                 pass_fds=self._descriptors,
                 # Ctrl-C in the terminal is for the supervisor, which stops the parts in order.
                 start_new_session=True,
@@ -163,12 +166,23 @@ class Supervisor:
         self._stores: list[stores.Server] = []
         passed = [word for each in listener.descriptors for word in ("--fd", str(each))]
         self._front = [
-            Child("api", ["api", *passed], data_dir, descriptors=listener.descriptors),
+            Child(
+                "api",
+                ["api", *passed],
+                data_dir,
+                descriptors=listener.descriptors,
+                metrics_offset=0,
+            ),
             Child("beat", ["beat"], data_dir),
         ]
         workers = settings().worker_processes
         self._workers = [
-            Child("worker" if workers == 1 else f"worker-{n}", ["worker"], data_dir)
+            Child(
+                "worker" if workers == 1 else f"worker-{n}",
+                ["worker"],
+                data_dir,
+                metrics_offset=n,
+            )
             for n in range(1, workers + 1)
         ]
         self._local = [Child(name, command, data_dir) for name, command in (local or {}).items()]
@@ -403,14 +417,17 @@ def export(values: Mapping[str, str]) -> None:
     settings.cache_clear()
 
 
-def _serving_environment() -> dict[str, str]:
+def _serving_environment(metrics_offset: int | None) -> dict[str, str]:
     """The environment of a child: without the URL of the owner of the tables.
 
-    Only migrations use that role.
+    Only migrations use that role. Its port of metrics is its own.
     """
-    return {
-        name: value for name, value in os.environ.items() if name != "XALEN_MIGRATE_DATABASE_URL"
-    }
+    without = {"XALEN_MIGRATE_DATABASE_URL", "XALEN_METRICS_PORT"}
+    kept = {name: value for name, value in os.environ.items() if name not in without}
+    port = settings().metrics_port
+    if port is not None and metrics_offset is not None:
+        kept["XALEN_METRICS_PORT"] = str(port + metrics_offset)
+    return kept
 
 
 def _missing(url: str) -> str:

@@ -15,7 +15,7 @@ PAGE = 1_000
 class Page(Overrides, total=False):
     # Lines of a page, at most 1,000; all lines if left out.
     limit: int
-    # The `invoice_id` of the last line of the page before; with `limit`.
+    # The `invoice_id` or `credit_note_id` of the last line of the page before; with `limit`.
     after: str
 
 
@@ -64,5 +64,8 @@ class AsyncStatements:
 
 
 def _after(page: Statement) -> str | None:
-    """The `invoice_id` behind which the next page begins; None after the last page."""
-    return page.lines[-1].invoice_id if page.has_more and page.lines else None
+    """The id behind which the next page begins; None after the last page."""
+    if not page.has_more or not page.lines:
+        return None
+    last = page.lines[-1]
+    return last.invoice_id or last.credit_note_id

@@ -1,7 +1,7 @@
 """The objects of the API beside those of `openai.types`."""
 
 from xalen.types.estimate import Estimate, ModelEstimate
-from xalen.types.invoice import Invoice, InvoiceLine, Statement, StatementLine
+from xalen.types.invoice import CreditNote, Invoice, InvoiceLine, Statement, StatementLine
 from xalen.types.limits import Limits, Standing
 from xalen.types.rerank import RerankResponse, RerankResult
 from xalen.types.results import LineError, LineResult
@@ -24,6 +24,7 @@ from xalen.types.webhook import (
 
 __all__ = [
     "AddedRequests",
+    "CreditNote",
     "DeletedSchedule",
     "DeletedWebhook",
     "Estimate",

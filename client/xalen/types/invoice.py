@@ -47,15 +47,17 @@ class Invoice(BaseModel):
 
 
 class StatementLine(BaseModel):
-    kind: Literal["batch", "rounding"]
+    kind: Literal["batch", "credit", "rounding"]
     description: str
     invoice_id: str | None
+    credit_note_id: str | None = None
+    """Of a line of kind `credit`."""
     reason: str | None
     amount: str
 
 
 class Statement(BaseModel):
-    """The sum of a month's batch invoices, rounded once."""
+    """The sum of a month's batch invoices, less credit notes, rounded once."""
 
     id: str | None
     """None for a draft."""
@@ -74,3 +76,22 @@ class Statement(BaseModel):
     total: str | None
     has_more: bool
     """Whether the statement has lines after these."""
+
+
+class CreditNote(BaseModel):
+    """An amount that is given back of what a batch was billed."""
+
+    id: str
+    object: Literal["credit_note"]
+    livemode: bool
+    account_id: str
+    batch_id: str
+    amount: str
+    """Positive; at most what the batch was billed."""
+    share: str | None
+    """The share of the invoice's total, if it was one."""
+    currency: str
+    reason: str
+    created_at: int
+    statement_id: str | None
+    """None until the statement with it is issued."""

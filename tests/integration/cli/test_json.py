@@ -12,7 +12,8 @@ import typer
 from typer.core import TyperGroup
 from typer.testing import CliRunner
 
-from tests import factories
+from tests import billing, factories
+from tests.billing import Ran
 from tests.factories import chat_line, jsonl
 from tests.model_servers import VLLM, imitate
 from tests.unit.cli.fake_api import Api, serving
@@ -22,9 +23,14 @@ from xalen_batch.accounts import keys
 from xalen_batch.accounts.accounts import Owner
 from xalen_batch.cli import client
 from xalen_batch.cli.main import app
+from xalen_batch.endpoints.usage import Usage
 
 # Commands that print no data but logs, or the bytes of a file.
-WITHOUT = {"up", "api", "worker", "beat", "migrate", "simulate", "local-model", "files download"}
+WITHOUT = {
+    *("up", "api", "worker", "beat", "migrate", "simulate", "local-model"),
+    # They write JSONL and CSV.
+    *("files download", "invoices", "accounts invoices"),
+}
 # Prints one object on each line until Ctrl-C (tests/unit/cli/webhooks/test_listen.py).
 ENDLESS = {"webhooks listen"}
 LIST = {"object", "data", "has_more"}
@@ -167,6 +173,8 @@ CALLS: dict[str, tuple[list[str], list[Any]]] = {
     "prices": ([], []),
     "prices list": ([], []),
     "prices sync": (["--yes"], []),
+    "credits create": (["BILLED", "--reason", "late"], []),
+    "credits list": (["acme"], []),
     "keys create": (["--account", "acme"], []),
     "keys list": ([], []),
     "keys rotate": (["KEY"], []),
@@ -201,6 +209,7 @@ LISTS = {
         "reconcile",
         "audit",
         "prices",
+        "credits list",
         "prices list",
         "prices sync",
         "keys list",
@@ -243,6 +252,7 @@ def words(
             session, Owner(factories.account(session, "acme").id, False), name="ci"
         )
         key_id = ids.render("key", key.id)
+    billed = billing.ended([Ran(Usage(1_000))])
     with imitate(VLLM) as server:
         catalog = tmp_path / "catalog.toml"
         catalog.write_text(
@@ -253,6 +263,7 @@ def words(
             "FILE": str(tmp_path / "in.jsonl"),
             "OUT": str(tmp_path / "out.jsonl"),
             "KEY": key_id,
+            "BILLED": ids.render("batch", billed.id),
             "SERVER": server.url,
         }
 

@@ -26,6 +26,7 @@ ANSWERED = [
     (types.InvoiceLine, money_schemas.InvoiceLineObject),
     (types.Statement, money_schemas.StatementObject),
     (types.StatementLine, money_schemas.StatementLineObject),
+    (types.CreditNote, money_schemas.CreditNoteObject),
     (types.Limits, limits.LimitsObject),
     (types.Standing, limits.Standing),
     (types.Schedule, schedule_schemas.ScheduleObject),
