@@ -12,6 +12,7 @@ from xalen_batch.accounts.accounts import Caller
 from xalen_batch.backends.contract import Answered
 from xalen_batch.endpoints.usage import Usage
 from xalen_batch.models import File
+from xalen_batch.webhooks import endpoints
 
 # Each would run a script, end a tag or an attribute, or break the page, if it was not escaped.
 HOSTILE = (
@@ -33,6 +34,8 @@ class Made:
     failed: str
     waiting: str
     file: str
+    schedule: str
+    webhook: str
 
 
 def everything(caller: Caller) -> Made:
@@ -60,17 +63,20 @@ def everything(caller: Caller) -> Made:
             ],
         )
         waiting = factories.batch(session, caller, file, meta=notes)
+        schedule = factories.schedule(session, caller, name=HOSTILE[0])
+        webhook = endpoints.create(
+            session,
+            caller,
+            url="https://example.com/hook",
+            types=None,
+            description=HOSTILE[1],
+        )
     return Made(
         *(ids.render("batch", batch.id) for batch in (ended, failed, waiting)),
-        ids.render("file", file.id),
+        file=ids.render("file", file.id),
+        schedule=ids.render("sched", schedule.id),
+        webhook=ids.render("whe", webhook.id),
     )
-
-
-def add_schedule(caller: Caller, **fields: object) -> str:
-    """The id of a schedule with a hostile name."""
-    with db.transaction() as session:
-        made = factories.schedule(session, caller, **{"name": HOSTILE[0], **fields})
-        return ids.render("sched", made.id)
 
 
 def _answered(text: str) -> Answered:
