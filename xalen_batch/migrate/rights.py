@@ -44,6 +44,7 @@ RIGHTS: Mapping[str, Sequence[str]] = {
     "store_mark": (*READ_ONLY, "UPDATE (placed_at)"),
     "account_quotas": DELETING,
     "batch_paces": DELETING,
+    "console_tokens": DELETING,
     "consumed_objects": DELETING,
     "erasures": DELETING,
     "events": (*APPEND_ONLY, "DELETE"),
