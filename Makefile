@@ -1,6 +1,6 @@
 # The verbs of the repository. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help install demo test attack fuzz chaos bench lint audit docs clean
+.PHONY: help install demo test alerts attack fuzz chaos bench lint audit docs clean
 SHELL := /bin/sh
 
 UV_VERSION := 0.13.9
@@ -26,6 +26,9 @@ demo: install ## Start everything, run the example batches for both models, show
 
 test: .venv/.real ## Run all tests, against real PostgreSQLs and Valkeys; a test that passes only when run again alone is named FLAKY, and fails with STRICT=1
 	@.venv/bin/python -m tests $(if $(STRICT),--strict)
+
+alerts: install ## Make the condition of every alert true in Prometheus' promtool; installs Debian's package prometheus as root
+	@.venv/bin/python -m tests.alerts
 
 attack: install ## Attack a system as greedy callers, tenants and hostile model servers; ATTACKS="estimates" for some, SMALL=1 as CI does
 	@.venv/bin/python -m tests.attack $(if $(SMALL),--small) $(ATTACKS)

@@ -4,21 +4,27 @@ PATIENCE is no bound on speed: a test that passes never waits that long, however
 machine is.
 """
 
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 # Seconds.
 PATIENCE = 180.0
 LONGEST_PAUSE = 0.1
 
 
+class Running(Protocol):
+    """A process: a `subprocess.Popen` or a `tests.forks.Fork`."""
+
+    def poll(self) -> int | None: ...
+
+
 def wait_until(
     happened: Callable[[], object],
     *,
     timeout: float = PATIENCE,
-    process: subprocess.Popen[bytes] | None = None,
+    process: Running | None = None,
     log: Path | None = None,
 ) -> None:
     """Poll until a condition is true: often at first, then every LONGEST_PAUSE.

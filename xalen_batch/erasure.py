@@ -1,5 +1,7 @@
 """Erasure: remove the answers of a deleted output file, LINES_AT_ONCE lines in a transaction.
 
+With the first of a batch's files go the failed attempts at its lines.
+
 The first transaction marks the file as deleted, so the answers that remain cannot be read. The row
 in `erasures` keeps the position: after a crash only the current step is repeated.
 """
@@ -10,7 +12,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, delete, func, select, text, update
 from sqlalchemy.orm import Session
 
-from xalen_batch.models import Erasure, File, Result
+from xalen_batch.models import Erasure, File, Result, line_attempts
 from xalen_batch.models.files import FilePart
 
 # An answer of a MiB is stored as some 500 TOAST rows, each of which is deleted.
@@ -26,7 +28,7 @@ def begin(session: Session, file: File) -> None:
 
 
 def begin_later(session: Session, file_ids: Sequence[UUID]) -> None:
-    """Let a sweep erase output files; those whose rows are dropped have nothing to erase."""
+    """Let a sweep erase output files; those without any row left have nothing to erase."""
     session.execute(_BEGIN_LATER, {"ids": list(file_ids)})
 
 
@@ -34,7 +36,12 @@ def begin_later(session: Session, file_ids: Sequence[UUID]) -> None:
 _BEGIN_LATER = text("""
     INSERT INTO erasures (file_id, line_no)
     SELECT files.id, 0 FROM files CROSS JOIN LATERAL (
-        SELECT FROM results WHERE results.batch_id = files.batch_id ORDER BY line_no LIMIT 1
+        (SELECT FROM results WHERE results.batch_id = files.batch_id ORDER BY line_no LIMIT 1)
+        UNION ALL
+        (SELECT FROM line_attempts AS one WHERE one.batch_id = files.batch_id LIMIT 1)
+        UNION ALL
+        (SELECT FROM lost_leases AS one WHERE one.batch_id = files.batch_id LIMIT 1)
+        LIMIT 1
     ) AS first
     WHERE files.id = ANY(:ids)
 """)
@@ -55,6 +62,9 @@ def go_on(session: Session) -> bool:
 
 
 def _step(session: Session, erasure: Erasure, file: File) -> None:
+    assert file.batch_id is not None
+    if line_attempts.erase(session, file.batch_id, LINES_AT_ONCE):
+        return
     is_next = (Result.batch_id == file.batch_id, Result.line_no > erasure.line_no)
     lines = (
         select(Result.line_no)

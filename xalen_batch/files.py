@@ -1,6 +1,6 @@
 """Files of an owner: uploads, and the output files of batches."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from enum import StrEnum
 from uuid import UUID
@@ -161,6 +161,12 @@ def page(
     rows = _visible(owner.account_id, owner.livemode)
     rows = rows.where(File.purpose != Purpose.CALL if purpose is None else File.purpose == purpose)
     return paging.page(session, rows, File.id, "file", limit=limit, order=order, after=after)
+
+
+def names(session: Session, file_ids: Iterable[UUID]) -> dict[UUID, str]:
+    """The names of files by their ids, also of deleted ones; empty names once they are erased."""
+    rows = session.execute(select(File.id, File.filename).where(File.id.in_(list(file_ids))))
+    return {row.id: row.filename for row in rows}
 
 
 def delete(session: Session, owner: Owner, public_id: str) -> File:

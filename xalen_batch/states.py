@@ -87,6 +87,19 @@ class LineError(StrEnum):
     WORKER_LOST = "worker_lost"
 
 
+class AttemptError(StrEnum):
+    """Why an attempt at a line brought no answer."""
+
+    BUSY = "busy"
+    TIMEOUT = "timeout"
+    UNREACHABLE = "unreachable"  # no connection, or a refused key: the operator has to act
+    CONNECTION_BROKEN = "connection_broken"
+    BAD_ANSWER = "bad_answer"
+    REFUSED = "refused"  # the line's fault or the setup's
+    SERVER_ERROR = "server_error"
+    WORKER_LOST = "worker_lost"
+
+
 # The codes of lines that were not run before their batch ended: they neither completed nor failed.
 UNRUN = frozenset({LineError.BATCH_EXPIRED, LineError.BATCH_CANCELLED})
 

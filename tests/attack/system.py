@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +12,17 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from tests.e2e.processes import START_TIMEOUT, answers, environment, free_port, stop, wait_until
+from tests.e2e.processes import (
+    COMMAND,
+    START_TIMEOUT,
+    answers,
+    environment,
+    free_port,
+    run,
+    start,
+    stop,
+    wait_until,
+)
 
 MB = 1_000_000
 
@@ -90,13 +99,14 @@ class System:
 
     def run(self, *arguments: str) -> str:
         """Run a command of the operator; return its stdout."""
-        return subprocess.run(
-            [self._command, *arguments],
-            env=dict(self._environment),
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stdout
+        if self._command == COMMAND:
+            ran = run(*arguments, env=self._environment)
+        else:
+            ran = subprocess.run(
+                [self._command, *arguments], env=self._environment, capture_output=True
+            )
+        ran.check_returncode()
+        return ran.stdout.decode()
 
     def log(self, part: str) -> str:
         return (self.data_dir / "logs" / f"{part}.log").read_text("utf-8", "replace")
@@ -149,11 +159,7 @@ def running(
 
     `checkout`: another checkout with its own `.venv`, which is attacked instead of this one.
     """
-    command = (
-        Path(sys.executable).with_name("xalen-batch")
-        if checkout is None
-        else checkout.absolute() / ".venv/bin/xalen-batch"
-    )
+    command = COMMAND if checkout is None else checkout.absolute() / ".venv/bin/xalen-batch"
     # The parts are started with `python -m`, which imports from the working directory first.
     where = folder if checkout is None else checkout
     data_dir, model_port, port = folder / "data", free_port(), free_port()
@@ -163,16 +169,9 @@ def running(
         (folder / "catalog.toml").write_text(catalog.replace("{port}", str(model_port)), "utf-8")
         chosen["catalog"] = folder / "catalog.toml"
     env, log = environment(**chosen, data_dir=data_dir), folder / "up.log"
+    up = [command, "up", "--port", str(port)]
     with log.open("ab") as out:
-        process = subprocess.Popen(
-            [command, "up", "--port", str(port)],
-            cwd=where,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=out,
-            start_new_session=True,
-        )
+        process = start(up, log=out, env=env, cwd=where, executed=checkout is not None)
     try:
         wait_until(
             lambda: answers(f"http://127.0.0.1:{port}/readyz"),

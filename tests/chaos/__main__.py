@@ -15,9 +15,9 @@ import sys
 import time
 
 from benchmarks.report import publish, write_json
+from tests import ROOT
 from tests.chaos import report
 from tests.chaos.campaign import KEPT, Campaign, advice
-from tests.chaos.forks import ROOT
 from tests.chaos.run import Outcome
 
 PAGE = ROOT / "docs" / "reliability.md"

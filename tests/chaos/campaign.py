@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
-from tests.chaos.forks import ROOT
+from tests import ROOT
 from tests.chaos.plan import plan
 from tests.chaos.run import Outcome, Run
 from tests.chaos.system import System

@@ -9,6 +9,7 @@ import importlib
 import inspect
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from functools import wraps
@@ -180,5 +181,13 @@ def _wrapped(
 def run(arguments: list[str]) -> None:
     install(arguments[0], Trigger(Path(os.environ["CHAOS_ARMED"])))
     from xalen_batch.cli.main import app
+    from xalen_batch.pipeline import sweeps
+
+    # `leftovers` waits for a walk through the store, which otherwise begins once an hour.
+    sweeps.ORPHANS.rest = 0.0
 
     app(arguments)
+
+
+if __name__ == "__main__":
+    run(sys.argv[1:])

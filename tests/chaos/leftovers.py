@@ -85,9 +85,7 @@ def _processes(system: System) -> Iterator[str]:
             "the system is not ready;"
             f" {[name for name, part in system.parts.items() if not part.is_running]} do not run"
         )
-    known = {part.pid for part in system.parts.values() if part.pid is not None} | {
-        system.forks.pid
-    }
+    known = {part.pid for part in system.parts.values() if part.pid is not None}
     known |= {
         store.process.pid for store in (system.postgres, system.valkey) if store.process is not None
     }

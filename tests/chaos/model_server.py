@@ -10,6 +10,7 @@ import asyncio
 import os
 import re
 import signal
+import sys
 from dataclasses import replace
 
 import orjson
@@ -66,3 +67,7 @@ def run(arguments: list[str]) -> None:
     port, log = arguments
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         runner.run(serve(int(port), log))
+
+
+if __name__ == "__main__":
+    run(sys.argv[1:])

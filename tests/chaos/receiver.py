@@ -7,6 +7,7 @@ moods holds how it answers; an answer that is logged may still be lost on its wa
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -58,3 +59,7 @@ def run(arguments: list[str]) -> None:
     """`[port, log, mood]`: serve until SIGTERM."""
     port, log, mood = arguments
     serve(int(port), Path(log), Path(mood))
+
+
+if __name__ == "__main__":
+    run(sys.argv[1:])

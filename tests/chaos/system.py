@@ -7,6 +7,7 @@ through fault proxies. One folder holds all data; no process and no file outlive
 import json
 import os
 import signal
+import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,9 +17,16 @@ from urllib.request import Request, urlopen
 import psycopg
 from sqlalchemy.engine import make_url
 
-from tests.chaos.forks import Forks
 from tests.chaos.receiver import WELL
-from tests.e2e.processes import answers, environment, free_port, wait_until
+from tests.e2e.processes import (
+    Process,
+    answers,
+    environment,
+    free_port,
+    run,
+    start,
+    wait_until,
+)
 from tests.factories import CHAT_MODEL, RERANK_MODEL
 from tests.fault_proxy import FaultProxy
 from xalen_batch.standalone import stores
@@ -59,7 +67,7 @@ class Part:
     """One process of the product, or the model server."""
 
     def __init__(
-        self, name: str, arguments: list[str], folder: Path, env: Mapping[str, str], forks: Forks
+        self, name: str, arguments: list[str], folder: Path, env: Mapping[str, str]
     ) -> None:
         self.name = name
         self.log = folder / "logs" / f"{name}.log"
@@ -67,10 +75,10 @@ class Part:
         # point fires.
         self.armed = folder / "armed" / name
         self.fired = self.armed.with_suffix(".fired")
-        self._arguments = arguments
+        # Python ignores the option. It names the installation in `ps`, and for `leftovers`.
+        self._command = [sys.executable, "-X", marker(folder), "-m", *arguments]
         self._env = {**env, "CHAOS_ARMED": str(self.armed)}
-        self._forks = forks
-        self.pid: int | None = None
+        self._process: Process | None = None
         # Whether the process should run; False while it is stopped on purpose.
         self.is_wanted = False
 
@@ -79,19 +87,24 @@ class Part:
         self.is_wanted = True
         if not self.is_running:
             self.fired.unlink(missing_ok=True)
-            self.pid = self._forks.start(self._arguments, self._env, self.log, self.log)
+            with self.log.open("ab") as log:
+                self._process = start(self._command, log=log, env=self._env)
+
+    @property
+    def pid(self) -> int | None:
+        return None if self._process is None else self._process.pid
 
     @property
     def is_running(self) -> bool:
-        return self.pid is not None and self.exit_code is None
+        return self._process is not None and self.exit_code is None
 
     @property
     def exit_code(self) -> int | None:
-        return None if self.pid is None else self._forks.exit_code(self.pid)
+        return None if self._process is None else self._process.poll()
 
     def send(self, number: signal.Signals) -> None:
-        if self.pid is not None and self.is_running:
-            os.kill(self.pid, number)
+        if self._process is not None:
+            self._process.send_signal(number)
 
     def end(self, number: signal.Signals, timeout: float) -> None:
         """Send a signal and wait until the process has ended.
@@ -162,13 +175,9 @@ class System:
 
     def command(self, *arguments: str, timeout: float = 120) -> tuple[int, str, str]:
         """Run `xalen-batch …` on the stores; return its exit code, stdout and stderr."""
-        out, err = self.folder / "out", self.folder / "err"
-        for path in (out, err):
-            path.unlink(missing_ok=True)
         env = self._environment(self.postgres.url, migrate_database_url=self.postgres.owner_url)
-        pid = self.forks.start(["xalen-batch", *arguments], env, out, err)
-        wait_until(lambda: self.forks.exit_code(pid) is not None, timeout=timeout)
-        return self.forks.exit_code(pid) or 0, out.read_text("utf-8"), err.read_text("utf-8")
+        ran = run(*arguments, env=env, timeout=timeout)
+        return ran.returncode, ran.stdout.decode(), ran.stderr.decode()
 
     def wait_until_ready(self, timeout: float = START_TIMEOUT) -> None:
         try:
@@ -197,8 +206,6 @@ class System:
         return found
 
     def _start(self, closing: ExitStack) -> None:
-        self.forks = Forks(marker(self.folder))
-        closing.callback(self.forks.close)
         for store in (self.postgres, self.valkey):
             closing.callback(store.stop)
             store.start()
@@ -228,21 +235,23 @@ class System:
             if code:
                 raise AssertionError(f"xalen-batch {arguments[0]} failed: {why}")
         self.key: str = json.loads(said)["secret"]
-        self._add("models", "model-server", str(self._models_port), str(self.calls), link="")
+        self._add(
+            "models", "tests.chaos.model_server", str(self._models_port), str(self.calls), link=""
+        )
         self.mood.write_text(WELL, "utf-8")
         self.told.touch()
         self._add(
             "receiver",
-            "receiver",
+            "tests.chaos.receiver",
             str(self._receiver_port),
             str(self.told),
             str(self.mood),
             link="",
         )
-        self._add("api", "crash-points", "api", link="postgres-api")
+        self._add("api", "tests.chaos.crash_points", "api", link="postgres-api")
         for name in WORKERS:
-            self._add(name, "crash-points", "worker", link=f"postgres-{name}")
-        self._add("beat", "crash-points", "beat", link="postgres-api")
+            self._add(name, "tests.chaos.crash_points", "worker", link=f"postgres-{name}")
+        self._add("beat", "tests.chaos.crash_points", "beat", link="postgres-api")
         for part in self.parts.values():
             closing.callback(self._end, part)
             part.start()
@@ -270,9 +279,7 @@ class System:
 
     def _add(self, name: str, *arguments: str, link: str) -> None:
         url = self._through(link) if link else self.postgres.url
-        self.parts[name] = Part(
-            name, list(arguments), self.folder, self._environment(url), self.forks
-        )
+        self.parts[name] = Part(name, list(arguments), self.folder, self._environment(url))
 
     def _through(self, link: str) -> str:
         through = make_url(self.postgres.url).set(

@@ -4,7 +4,6 @@ A test that breaks things starts its own with `processes.up`.
 """
 
 import os
-import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -37,13 +36,9 @@ def running_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]
     catalog = folder / "catalog.toml"
     catalog.write_text(CATALOG, "utf-8")
     with processes.up(folder / "data", catalog=catalog, tick_interval=2) as system:
-        allow = [processes.COMMAND, "accounts", "simulation", "default", "--allow"]
-        subprocess.run(
-            allow,
-            env=processes.environment(data_dir=system.data_dir),
-            check=True,
-            capture_output=True,
-        )
+        allow = ("accounts", "simulation", "default", "--allow")
+        env = processes.environment(data_dir=system.data_dir)
+        processes.run(*allow, env=env).check_returncode()
         yield system
 
 

@@ -7,18 +7,25 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
+from tests import forks
 from tests.waiting import wait_until
 
 COMMAND = Path(sys.executable).with_name("xalen-batch")
 START_TIMEOUT = 240.0
 STOP_TIMEOUT = 60.0
+COMMAND_TIMEOUT = 120.0
+# The last words of `up` before it watches its parts.
+WATCHES = b"Ctrl-C stops"
+
+Process = subprocess.Popen[bytes] | forks.Fork
 
 
 @dataclass(frozen=True)
@@ -29,7 +36,7 @@ class System:
     test_key: str
     live_key: str
     data_dir: Path
-    process: subprocess.Popen[bytes]
+    process: Process
 
     @property
     def address(self) -> str:
@@ -58,22 +65,56 @@ def environment(**settings: object) -> dict[str, str]:
     return inherited | {f"XALEN_{name.upper()}": str(value) for name, value in settings.items()}
 
 
+def start(
+    args: Sequence[str | Path],
+    *,
+    log: IO[bytes],
+    env: Mapping[str, str],
+    cwd: Path | None = None,
+    executed: bool = False,
+) -> Process:
+    """Start a process in a session of its own: a fork of `tests.forks`, or a new interpreter if
+    `executed`.
+    """
+    if not executed and forks.ARE_POSSIBLE:
+        return forks.server().start(
+            args, env=env, cwd=cwd, stdout=log, stderr=log, start_new_session=True
+        )
+    return subprocess.Popen(
+        args,
+        env=env,
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+    )
+
+
+def run(
+    *arguments: str | Path,
+    env: Mapping[str, str],
+    cwd: Path | None = None,
+    input: bytes = b"",
+    timeout: float = COMMAND_TIMEOUT,
+    executed: bool = False,
+) -> subprocess.CompletedProcess[bytes]:
+    """Run `xalen-batch …` to its end, as a fork or in a new interpreter."""
+    args = [COMMAND, *arguments]
+    if executed or not forks.ARE_POSSIBLE:
+        return subprocess.run(
+            args, env=env, cwd=cwd, input=input, timeout=timeout, capture_output=True
+        )
+    return forks.server().run(args, env=env, cwd=cwd, input=input, timeout=timeout)
+
+
 @contextmanager
 def command(
-    *arguments: str, log: Path, env: Mapping[str, str]
-) -> Iterator[subprocess.Popen[bytes]]:
-    """Run `xalen-batch …` in a session of its own, and stop it with SIGTERM at the end. Fails if it
-    has to be killed.
-    """
+    *arguments: str, log: Path, env: Mapping[str, str], executed: bool = False
+) -> Iterator[Process]:
+    """Run `xalen-batch …`, and stop it with SIGTERM at the end. Fails if it has to be killed."""
     with log.open("ab") as out:
-        process = subprocess.Popen(
-            [COMMAND, *arguments],
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=out,
-            start_new_session=True,
-        )
+        process = start([COMMAND, *arguments], log=out, env=env, executed=executed)
     try:
         yield process
     finally:
@@ -85,7 +126,7 @@ def hear_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def stop(process: subprocess.Popen[bytes]) -> None:
+def stop(process: Process) -> None:
     if process.poll() is not None:
         return
     process.send_signal(signal.SIGTERM)
@@ -97,7 +138,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
         raise
 
 
-def stopped_in(process: subprocess.Popen[bytes]) -> float:
+def stopped_in(process: Process) -> float:
     """Send SIGTERM, and return the seconds that the process took to end by itself."""
     begun = time.monotonic()
     process.send_signal(signal.SIGTERM)
@@ -115,15 +156,23 @@ def answers(url: str) -> bool:
 
 
 @contextmanager
-def up(data_dir: Path, *options: str, **settings: object) -> Iterator[System]:
-    """`xalen-batch up` on a folder and a free port, with embedded stores; yielded when ready."""
+def up(
+    data_dir: Path, *options: str, executed: bool = False, **settings: object
+) -> Iterator[System]:
+    """`xalen-batch up` on a folder and a free port, with embedded stores.
+
+    Yielded when it watches its parts. An API that is ready does not show that: a part that ends
+    before `up` has seen the same is one that did not start, which ends `up`.
+    """
     data_dir.mkdir(parents=True, exist_ok=True)
     port = free_port()
     log = data_dir / "up.log"
+    begun = log.stat().st_size if log.exists() else 0
     place = ("--data-dir", str(data_dir), "--port", str(port))
-    with command("up", *place, *options, log=log, env=environment(**settings)) as process:
+    env = environment(**settings)
+    with command("up", *place, *options, log=log, env=env, executed=executed) as process:
         wait_until(
-            lambda: answers(f"http://127.0.0.1:{port}/readyz"),
+            lambda: WATCHES in log.read_bytes()[begun:],
             timeout=START_TIMEOUT,
             process=process,
             log=log,

@@ -23,6 +23,7 @@ from sqlalchemy.orm import Session
 
 from tests import factories
 from tests.e2e import processes
+from tests.e2e.processes import Process
 from tests.fault_proxy import FaultProxy
 from xalen_batch import migrate
 from xalen_batch.billing import prices, reconcile
@@ -183,11 +184,16 @@ class Stack:
         finally:
             connection.close()
 
-    def start(self, *arguments: str, **settings: object) -> subprocess.Popen[bytes]:
+    def start(self, *arguments: str, **settings: object) -> Process:
         """Start a service, which runs until it is stopped or the test run ends."""
         log = self.folder / f"{arguments[0]}.log"
         return self._running.enter_context(
-            processes.command(*arguments, log=log, env=self.env(**settings))
+            processes.command(
+                *arguments,
+                log=log,
+                env=self.env(**settings),
+                executed=self.code is not None,
+            )
         )
 
     def restart_api(self) -> None:
@@ -195,7 +201,7 @@ class Stack:
         self.api = self.start("api")
         self.wait_until_ready()
 
-    def another_api(self, **settings: object) -> tuple[int, subprocess.Popen[bytes]]:
+    def another_api(self, **settings: object) -> tuple[int, Process]:
         """One more API and its port."""
         port = processes.free_port()
         api = self.start("api", "--port", str(port), **settings)
@@ -358,7 +364,7 @@ class Stack:
             for process in (self.api, self.worker):
                 processes.stop(process)
 
-    def kill(self, process: subprocess.Popen[bytes]) -> None:
+    def kill(self, process: Process) -> None:
         process.send_signal(signal.SIGKILL)
         process.wait(10)
 

@@ -2,7 +2,6 @@
 instant fires once.
 """
 
-import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
@@ -13,6 +12,7 @@ from sqlalchemy import func, select
 
 from tests import factories
 from tests.e2e import processes
+from tests.e2e.processes import Process
 from tests.integration import clock as clocks
 from tests.integration.clock import Clock
 from xalen_batch import db, ids
@@ -51,7 +51,7 @@ def test_each_instant_fires_once_with_three_beats_that_are_killed(
             )
     with ExitStack() as stack:
 
-        def start(part: str, **settings: object) -> subprocess.Popen[bytes]:
+        def start(part: str, **settings: object) -> Process:
             env = processes.environment(**inherited(), **settings)
             return stack.enter_context(
                 processes.command(part, log=tmp_path / f"{part}.log", env=env)

@@ -274,9 +274,7 @@ def test_no_canary_is_written_anywhere_but_in_the_stores(
             ["reconcile"],
             ["list", "--live"],
         ):
-            ran = subprocess.run(
-                [processes.COMMAND, *command], env=env, capture_output=True, timeout=240
-            )
+            ran = processes.run(*command, env=env, timeout=240)
             shown = ran.stderr if command[:2] == ["keys", "create"] else ran.stdout + ran.stderr
             assert not re.search(
                 rb"c4nary-(redis|database|backend)|xln_(test|live)_\w{10}", shown

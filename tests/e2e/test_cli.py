@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests import ROOT
-from tests.e2e.processes import COMMAND, System, environment, hear_ctrl_c, wait_until
+from tests.e2e.processes import COMMAND, System, environment, hear_ctrl_c, run, wait_until
 from tests.factories import chat_line, jsonl, rerank_line
 from tests.unit.cli.fake_api import serving
 
@@ -40,15 +40,12 @@ class Cli:
     def __call__(
         self, *arguments: str, stdin: bytes | None = None, **extra: str
     ) -> subprocess.CompletedProcess[bytes]:
-        command = [str(COMMAND), *arguments]
-        return subprocess.run(
-            command,
+        return run(
+            *arguments,
             cwd=self.folder,
             env=self.env | extra,
-            input=stdin,
-            capture_output=True,
+            input=stdin or b"",
             timeout=TIMEOUT,
-            check=False,
         )
 
     def json(self, *arguments: str) -> Any:

@@ -1,6 +1,5 @@
 """Operations on a running system: a migration, a restore from a backup, and clocks that jump."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -33,12 +32,7 @@ app()
 def test_migrating_again_in_mid_batch(services: Stack) -> None:
     batch = services.submit_and_wait_for_some()
     for _ in range(2):
-        subprocess.run(
-            [processes.COMMAND, "migrate"],
-            env=services.env(migrate_database_url=services.postgres.owner_url),
-            check=True,
-            timeout=300,
-        )
+        processes.run("migrate", env=services.owner_env(), timeout=300).check_returncode()
     services.is_done(batch)
 
 
@@ -54,18 +48,13 @@ def test_a_newer_version_migrates_in_mid_batch(services: Stack) -> None:
     ours = set_revision("9999")
     try:
         services.wait_until_ready()
-        migration = subprocess.run(
-            [processes.COMMAND, "migrate"],
-            env=services.env(migrate_database_url=services.postgres.owner_url),
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        migration = processes.run("migrate", env=services.owner_env(), timeout=300)
+        said = migration.stderr.decode()
         assert migration.returncode == 1
         assert "at revision 9999, which a newer version of xalen-batch made" in " ".join(
-            migration.stderr.split()
+            said.split()
         )
-        assert "Traceback" not in migration.stderr
+        assert "Traceback" not in said
         services.is_done(batch)
     finally:
         set_revision(ours)
@@ -96,13 +85,10 @@ def test_clocks_that_jump_by_an_hour(services: Stack) -> None:
         for hours in (1, -1):
             with (services.folder / "worker.log").open("ab") as log:
                 jumping.append(
-                    subprocess.Popen(
+                    processes.start(
                         [sys.executable, "-c", JUMPING, "worker", str(hours)],
+                        log=log,
                         env=services.env(),
-                        stdin=subprocess.DEVNULL,
-                        stdout=log,
-                        stderr=log,
-                        start_new_session=True,
                     )
                 )
         batches = [services.submit() for _ in range(2)]

@@ -69,7 +69,7 @@ def test_the_api_does_not_grow(stores: Stores, database: str, tmp_path: Path) ->
         key = factories.key(session)
     port, log = processes.free_port(), tmp_path / "api.log"
     env = processes.environment(**stores._asdict())
-    with processes.command("api", "--port", str(port), log=log, env=env) as process:
+    with processes.command("api", "--port", str(port), log=log, env=env, executed=True) as process:
         processes.wait_until(
             lambda: processes.answers(f"http://127.0.0.1:{port}/readyz"),
             timeout=processes.START_TIMEOUT,

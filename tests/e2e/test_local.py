@@ -50,10 +50,9 @@ def client(system: System) -> openai.OpenAI:
 
 def command(system: System, *arguments: str) -> str:
     env = processes.environment(data_dir=system.data_dir)
-    done = subprocess.run(
-        [processes.COMMAND, *arguments], env=env, check=True, capture_output=True, text=True
-    )
-    return done.stdout
+    done = processes.run(*arguments, env=env)
+    done.check_returncode()
+    return done.stdout.decode()
 
 
 def test_embeddings_are_real_and_billed(

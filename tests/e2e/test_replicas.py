@@ -2,7 +2,6 @@
 
 import json
 import signal
-import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
@@ -14,7 +13,7 @@ from openai.types import Batch
 
 from tests import factories
 from tests.e2e import processes
-from tests.e2e.processes import System
+from tests.e2e.processes import Process, System
 from tests.factories import CHAT_MODEL
 from tests.waiting import wait_until
 
@@ -37,7 +36,7 @@ class Servers:
     def url(self, number: int) -> str:
         return f"http://127.0.0.1:{self.ports[number]}/v1"
 
-    def start(self, port: int) -> subprocess.Popen[bytes]:
+    def start(self, port: int) -> Process:
         log = self.folder / f"simulate-{port}.log"
         command = ("simulate", "--port", str(port), "--latency-ms", "80")
         process = self._running.enter_context(
@@ -115,7 +114,7 @@ def add(system: System, url: str) -> None:
     """One command: what it is, and its entry in the catalog of the data folder."""
     command = ["models", "add", url, "--model", CHAT_MODEL, "--no-ramp", "--yes"]
     env = processes.environment(data_dir=system.data_dir)
-    subprocess.run([processes.COMMAND, *command], env=env, check=True, capture_output=True)
+    processes.run(*command, env=env).check_returncode()
 
 
 def test_a_replica_that_is_killed_and_comes_back_costs_no_line(
@@ -168,15 +167,8 @@ def test_a_replica_that_is_killed_and_comes_back_costs_no_line(
     )
     # Every charge is once on the invoice: derived again from the lines.
     env = processes.environment(data_dir=system.data_dir)
-    proof = subprocess.run(
-        [processes.COMMAND, "reconcile", "--json"], env=env, capture_output=True, check=False
-    )
+    proof = processes.run("reconcile", "--json", env=env)
     assert proof.returncode == 0, proof.stderr
-    invoice = subprocess.run(
-        [processes.COMMAND, "invoice", batch.id, "--live", "--json"],
-        env=env,
-        capture_output=True,
-        check=True,
-    )
+    invoice = processes.run("invoice", batch.id, "--live", "--json", env=env)
     tokens = sum(line["response"]["body"]["usage"]["completion_tokens"] for line in output)
     assert str(tokens) in invoice.stdout.decode().replace(",", "")

@@ -6,7 +6,6 @@ docs/operating.md says what each of them loses.
 import json
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -125,13 +124,7 @@ def is_lost(services: Stack, one: Ended) -> bool:
 
 def lost_files(services: Stack) -> set[str]:
     """The files that `reconcile` names."""
-    ran = subprocess.run(
-        [processes.COMMAND, "reconcile", "--files", "--json"],
-        env=services.env(),
-        stdout=subprocess.PIPE,
-        timeout=120,
-        check=False,
-    )
+    ran = processes.run("reconcile", "--files", "--json", env=services.env())
     found = json.loads(ran.stdout)["data"]
     assert ran.returncode == bool(found)
     assert {one["what"] for one in found} <= {"object of the file"}

@@ -5,7 +5,6 @@ hangs, and its batch is delivered and invoiced.
 import json
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -29,14 +28,7 @@ def system(tmp_path: Path) -> Iterator[System]:
 def command(system: System, *arguments: str) -> Any:
     """The JSON that a command prints with --json."""
     env = processes.environment(data_dir=system.data_dir)
-    ran = subprocess.run(
-        [processes.COMMAND, *arguments, "--json"],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    ran = processes.run(*arguments, "--json", env=env)
     assert ran.returncode == 0, ran.stderr
     return json.loads(ran.stdout)
 

@@ -43,7 +43,9 @@ def test_a_batch_runs_through_the_services_that_compose_starts(
     with ExitStack() as running:
         for name in ("api", "worker", "beat"):
             log = tmp_path / f"{name}.log"
-            process = running.enter_context(processes.command(*arguments(name), log=log, env=env))
+            process = running.enter_context(
+                processes.command(*arguments(name), log=log, env=env, executed=True)
+            )
             if name == "api":
                 processes.wait_until(
                     lambda: processes.answers(f"http://127.0.0.1:{port}/readyz"),

@@ -70,14 +70,7 @@ def command(system: System, *arguments: str, key: str | None = None, code: int =
     env = processes.environment(data_dir=system.data_dir)
     if key is not None:
         env |= {"XALEN_BASE_URL": system.base_url, "XALEN_API_KEY": key}
-    ran = subprocess.run(
-        [processes.COMMAND, *arguments, "--json"],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    ran = processes.run(*arguments, "--json", env=env)
     assert ran.returncode == code, ran.stderr
     return json.loads(ran.stdout)
 

@@ -31,6 +31,9 @@ PUBLIC = {
     "/openapi.json",
     "/schemas/batch-line.json",
     "/schemas/result-line.json",
+    # With the operator's token; without it they are not there.
+    "/metrics",
+    "/v1/demand",
 }
 # Values for the required fields of a body, by the field's name.
 VALUES: dict[str, Any] = {

@@ -32,7 +32,7 @@ PAGES = sorted(
     ]
 )
 # Read by the command line, not by the settings.
-CLIENT_VARIABLES = {"XALEN_BASE_URL", "XALEN_API_KEY", "XALEN_DEBUG"}
+CLIENT_VARIABLES = {"XALEN_BASE_URL", "XALEN_API_KEY", "XALEN_DEBUG", "XALEN_WEBHOOK_SECRET"}
 # Variables of tests that can run for longer.
 TEST_VARIABLES = {
     name

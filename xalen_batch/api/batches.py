@@ -40,6 +40,10 @@ MERGED = (
     "Every line that has ended, also without success, each with its last result among the batch and"
     " its retries."
 )
+MERGED_ERRORS = (
+    "Every line whose last result among the batch and its retries is no success: what failed in all"
+    " of them."
+)
 LINES = downloaded("Lines as JSON, one on each; headers say how many of the batch are done.")
 
 
@@ -141,14 +145,21 @@ def get_batch_output(
 ) -> Response:
     """The lines that succeeded so far, in the order of the input; headers say how far it goes."""
     if merged:
-        return _merged_results(request, caller, batch_id)
-    return _partial_results(request, caller, batch_id, FilePart.OUTPUT)
+        return _merged_results(request, caller, batch_id, None)
+    return results_so_far(request, caller, batch_id, FilePart.OUTPUT)
 
 
 @partial_router.get("/{batch_id}/errors", response_class=Response, responses=LINES)
-def get_batch_errors(request: Request, caller: BriefReader, batch_id: str) -> Response:
+def get_batch_errors(
+    request: Request,
+    caller: BriefReader,
+    batch_id: str,
+    merged: Annotated[bool, Query(description=MERGED_ERRORS)] = False,
+) -> Response:
     """The lines that failed so far, in the order of the input; headers say how far it goes."""
-    return _partial_results(request, caller, batch_id, FilePart.ERROR)
+    if merged:
+        return _merged_results(request, caller, batch_id, FilePart.ERROR)
+    return results_so_far(request, caller, batch_id, FilePart.ERROR)
 
 
 def _defaulted(body: BatchRequest) -> set[str]:
@@ -170,7 +181,8 @@ def shown(session: Session, found: Sequence[Batch]) -> list[BatchObject]:
     ]
 
 
-def _partial_results(request: Request, caller: Caller, batch_id: str, part: FilePart) -> Response:
+def results_so_far(request: Request, caller: Caller, batch_id: str, part: FilePart) -> Response:
+    """The lines of a batch that have succeeded or failed so far, as a download."""
     with db.transaction() as session:
         batch = batches.get(session, caller, batch_id)
         progress = batches.progress(session, [batch])[batch.id]
@@ -185,16 +197,18 @@ def _partial_results(request: Request, caller: Caller, batch_id: str, part: File
     )
 
 
-def _merged_results(request: Request, caller: Caller, batch_id: str) -> Response:
+def _merged_results(
+    request: Request, caller: Caller, batch_id: str, only: FilePart | None
+) -> Response:
     with db.transaction() as session:
-        found = merged_results.of(session, caller, batch_id)
+        found = merged_results.of(session, caller, batch_id, only)
         batch = batches.get(session, caller, batch_id)
         progress = batches.progress(session, [batch])[batch.id]
     is_complete = {"x-batch-complete": str(found.is_complete).lower()}
     return download(
         request,
         found.content,
-        f"{batch_id}_merged.jsonl",
+        f"{batch_id}_merged{'_errors' if only is FilePart.ERROR else ''}.jsonl",
         _progress_headers(batch, progress) | is_complete,
     )
 

@@ -13,15 +13,20 @@ from xalen_batch.api.deps import BriefReader
 from xalen_batch.api.http.responses import JSON
 from xalen_batch.api.money_schemas import LineCharge
 from xalen_batch.api.scopes import Scoped
+from xalen_batch.models.line_attempts import Attempt
 from xalen_batch.results import explain
 from xalen_batch.results.explain import Explained
-from xalen_batch.states import BatchStatus
+from xalen_batch.states import AttemptError, BatchStatus
 
 router = APIRouter(prefix=PATH, tags=["extensions"])
-# The attempts that a line without an answer had are in its message (`record._exhausted`).
+REASON = (
+    "Why a line without a result does not run: what its batch waits for, or why it ended. Null if"
+    " the line has a result, or nothing stands in its way."
+)
 ATTEMPTS = (
-    "How the attempts at it ended: of a line that failed at its backend, their number and the last"
-    " failure. Null for a line that was answered: failed attempts before an answer are not kept."
+    "The last failed attempts, at most ten, the oldest first. The attempt that brought the result"
+    " is not among them. They are kept for 10,000 lines of a batch, until its output or error file"
+    " is deleted or expires."
 )
 
 
@@ -33,6 +38,33 @@ class LineUsage(BaseModel):
     source: Literal["reported", "counted"] = Field(
         description="`counted`: here, since the backend reported no usable usage."
     )
+
+
+class LineAttempt(BaseModel):
+    at: int = Field(description="When the request was sent, or the worker was found lost.")
+    seconds: float | None = Field(description="Until it failed; null if the worker was lost.")
+    error: AttemptError = Field(
+        description=(
+            "`busy` (429, 503, 529), `timeout`, `unreachable` (no connection, or a refused key),"
+            " `connection_broken`, `bad_answer` (no JSON, or not of the form), `refused` (a 4xx of"
+            " the setup or the line), `server_error`; `worker_lost`: the worker with the line"
+            " died, whether it had sent the line is not known."
+        )
+    )
+    status_code: int | None = Field(description="The HTTP status, if the server answered.")
+    server: int | None = Field(
+        description="The number of the model's server, from 1, in the order of the catalog."
+    )
+
+    @classmethod
+    def of(cls, attempt: Attempt) -> Self:
+        return cls(
+            at=int(attempt.at),
+            seconds=None if attempt.seconds is None else round(attempt.seconds, 3),
+            error=AttemptError(attempt.error),
+            status_code=attempt.status,
+            server=attempt.server,
+        )
 
 
 class LineObject(Scoped):
@@ -56,14 +88,15 @@ class LineObject(Scoped):
             "The line of the output or error file; null while there is none, or it was deleted."
         )
     )
-    attempts: str | None = Field(description=ATTEMPTS)
+    reason: str | None = Field(description=REASON)
+    failed_attempts: int = Field(description="All failed attempts, as far as they are known.")
+    attempts: list[LineAttempt] = Field(description=ATTEMPTS)
     usage: LineUsage | None
     charge: LineCharge | None
 
     @classmethod
     def of(cls, found: Explained, custom_id: str) -> Self:
         batch, ended, request = found.batch, found.ended, explain.parsed(found.request)
-        result = explain.parsed(found.result)
         request = request if isinstance(request, dict) else None
         model = ended.model if ended is not None else _model(request)
         return cls(
@@ -74,8 +107,10 @@ class LineObject(Scoped):
             model=model or None,
             answered_by=batch.backend_of(model) if model else None,
             request=request,
-            result=result,
-            attempts=_attempts(found, result),
+            result=explain.parsed(found.result),
+            reason=found.reason,
+            failed_attempts=found.failed,
+            attempts=[LineAttempt.of(attempt) for attempt in found.attempts],
             usage=(
                 None
                 if ended is None or ended.amount is None
@@ -101,16 +136,6 @@ def _model(request: Any) -> str | None:
     body = request.get("body") if isinstance(request, dict) else None
     model = body.get("model") if isinstance(body, dict) else None
     return model if isinstance(model, str) else None
-
-
-def _attempts(found: Explained, result: dict[str, Any] | None) -> str | None:
-    """The message of a line that failed, which names its attempts and the last failure."""
-    if found.ended is None or found.ended.amount is not None or result is None:
-        return None
-    body = (result.get("response") or {}).get("body")
-    error = result.get("error") or (body.get("error") if isinstance(body, dict) else None)
-    message = error.get("message") if isinstance(error, dict) else None
-    return message if isinstance(message, str) else None
 
 
 @router.get("/{batch_id}/lines/{custom_id:path}", response_model=LineObject)

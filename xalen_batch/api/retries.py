@@ -13,9 +13,10 @@ from xalen_batch.api import idempotency
 from xalen_batch.api.batches import PATH, shown
 from xalen_batch.api.deps import IdempotencyKey, calling
 from xalen_batch.api.http.responses import stored_for
-from xalen_batch.api.schemas import BatchObject, ListObject
+from xalen_batch.api.schemas import BatchObject, BatchWebhook, ListObject
 from xalen_batch.batches import batches, retries
 from xalen_batch.fields import Metadata, Text
+from xalen_batch.webhooks import endpoints
 
 MOST_CODES = 100
 router = APIRouter(prefix=PATH, tags=["extensions"])
@@ -37,6 +38,9 @@ class RetryRequest(BaseModel):
     )
     completion_window: Text | None = Field(None, description="As of a batch.", examples=["24h"])
     metadata: Metadata | None = None
+    webhook: BatchWebhook | None = Field(
+        None, description="Gets the events of the new batch; that of the first batch does not."
+    )
 
 
 @router.post("/{batch_id}/retry", response_model=BatchObject)
@@ -64,9 +68,13 @@ def retry_batch(
             completion_window=asked.completion_window,
             metadata=asked.metadata,
         )
+        if asked.webhook is not None:
+            endpoints.of_batch(session, batch, url=asked.webhook.url, secret=asked.webhook.secret)
         return shown(session, [batch])[0].model_dump_json().encode()
 
-    request = {"batch_id": batch_id, **asked.model_dump()}
+    # A request without a webhook has the fingerprint of the version before it.
+    left_out = {"webhook"} if asked.webhook is None else set()
+    request = {"batch_id": batch_id, **asked.model_dump(exclude=left_out)}
     answer = idempotency.once(
         session,
         caller,

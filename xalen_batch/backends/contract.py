@@ -53,7 +53,7 @@ class Retryable:
     succeed until the operator acts (no connection, a refused key). `refusal`: the error of the line
     if the backend answers other lines; if it answers none, the operator's setup is at fault.
     `may_be_own`: the refusal is a JSON error as model servers write it and does not name the model,
-    so the line itself may be at fault.
+    so the line itself may be at fault. `server`: the number of the model's server, from 1.
     """
 
     reason: str
@@ -64,6 +64,7 @@ class Retryable:
     is_unreachable: bool = False
     refusal: Refused | None = None
     may_be_own: bool = False
+    server: int = 1
 
     @property
     def is_failed_attempt(self) -> bool:

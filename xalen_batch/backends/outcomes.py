@@ -15,6 +15,7 @@ from xalen_batch.backends.contract import Answered, Outcome, Refused, Request, R
 from xalen_batch.backends.usage import stating, usage_of, usual_usage
 from xalen_batch.endpoints.names import CHAT, EMBEDDINGS
 from xalen_batch.endpoints.operations import OPERATIONS
+from xalen_batch.metrics.requests import Kind
 
 # docs/backends.md has these as a table.
 # The request is invalid: the line fails with the backend's message.
@@ -256,3 +257,19 @@ def _seconds(value: str | None) -> float | None:
     except ValueError:
         return None
     return number if math.isfinite(number) and number >= 0 else None
+
+
+def kind_of(outcome: Outcome | None) -> Kind:
+    """How a request ended, for metrics. None: it was cancelled."""
+    match outcome:
+        case None:
+            return Kind.CANCELLED
+        case Answered():
+            return Kind.ANSWERED
+        case Refused():
+            return Kind.REFUSED
+    if outcome.is_overload:
+        return Kind.OVERLOAD
+    if outcome.is_timeout:
+        return Kind.TIMEOUT
+    return Kind.UNREACHABLE if outcome.is_unreachable else Kind.ERROR

@@ -6,6 +6,7 @@ backend.
 
 from xalen_batch.backends.buffer import Buffer
 from xalen_batch.backends.contract import Backend
+from xalen_batch.backends.metered import Metered
 from xalen_batch.backends.openai import OpenAIBackend
 from xalen_batch.backends.replicas import Replicas
 from xalen_batch.backends.rerank_chat import RerankChat
@@ -15,6 +16,7 @@ from xalen_batch.catalog import Model
 from xalen_batch.catalog_backend import shown
 from xalen_batch.endpoints.names import RESPONSES
 from xalen_batch.errors import ConfigError
+from xalen_batch.metrics import requests
 
 # By the model's id and the mode: the catalog's entry, and the backend that was created for it.
 _made: dict[tuple[str, bool], tuple[Model, Backend]] = {}
@@ -40,7 +42,8 @@ def backend_for(model: Model, livemode: bool, buffer: Buffer | None = None) -> B
         return known[1]
     is_simulated = kind == "simulated"
     made: Backend = SimulatedBackend(model) if is_simulated else _servers(model, buffer)
-    backend = _translated(made, model, is_simulated)
+    translated = _translated(made, model, is_simulated)
+    backend = Metered(translated, requests.of(model.id, livemode))
     _made[model.id, livemode] = model, backend
     return backend
 

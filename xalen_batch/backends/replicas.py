@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from hashlib import blake2b
 
 import msgspec
@@ -37,7 +38,8 @@ _fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 class _Replica:
     """One server, and what this process knows of it."""
 
-    def __init__(self, name: str, backend: Backend) -> None:
+    def __init__(self, number: int, name: str, backend: Backend) -> None:
+        self.number = number
         self.name = name
         self.backend = backend
         self.seed = blake2b(name.encode(), digest_size=16).digest()
@@ -73,7 +75,10 @@ class Replicas:
     ) -> None:
         self._model = model
         self._clock = clock
-        self._replicas = [_Replica(name, backend) for name, backend in servers.items()]
+        self._replicas = [
+            _Replica(number, name, backend)
+            for number, (name, backend) in enumerate(servers.items(), start=1)
+        ]
 
     async def send(self, request: Request) -> Outcome:
         """Run one request. Raises nothing but CancelledError."""
@@ -160,7 +165,8 @@ class Replicas:
         if not isinstance(outcome, Retryable):
             self._answered(replica)
             return outcome, False
-        return outcome, self._failed(replica, outcome, sent_at, is_trial=is_trial)
+        may_move = self._failed(replica, outcome, sent_at, is_trial=is_trial)
+        return replace(outcome, server=replica.number), may_move
 
     def _answered(self, replica: _Replica) -> None:
         now = self._clock()

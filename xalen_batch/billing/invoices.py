@@ -1,8 +1,9 @@
 """Invoices of batches: derived from sums over results, exact to the last digit, immutable."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
 from typing import Any, NamedTuple
+from uuid import UUID
 
 from sqlalchemy import insert, select
 from sqlalchemy.dialects import postgresql
@@ -80,6 +81,14 @@ def of_batch(session: Session, batch: Batch) -> Invoice:
             " invoice."
         )
     raise NotFound(f"Batch {name} is {batch.status}; its invoice is issued when it ends.")
+
+
+def totals(session: Session, batch_ids: Iterable[UUID]) -> dict[UUID, Decimal]:
+    """The exact totals of the invoices of batches, by the batch's id."""
+    rows = session.execute(
+        select(Invoice.batch_id, Invoice.total).where(Invoice.batch_id.in_(list(batch_ids)))
+    )
+    return {batch_id: total for batch_id, total in rows if batch_id is not None}
 
 
 def counted_tokens(invoice: Invoice) -> dict[str, int]:

@@ -155,7 +155,7 @@ def results(
         typer.Option(
             "--merged",
             help="Every line once, failed ones too, with its last result among the batch and its"
-            " retries.",
+            " retries; with --errors, those that failed in all of them.",
         ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help=RESULTS_JSON)] = False,
@@ -163,8 +163,6 @@ def results(
     api: ApiOptions,
 ) -> None:
     """Download the results of a batch: JSON Lines, in the order of the input."""
-    if merged and errors:
-        raise typer.BadParameter("has failed lines too; leave --errors out.", param_hint="--merged")
     download.check_target(output)
     client = api.connect()
     status = client.get(f"/batches/{batch_id}")["status"]
@@ -179,7 +177,7 @@ def results(
             " the errors."
         )
     is_ended = status in ENDED
-    ending = "ended" if merged else "failed" if errors else "succeeded"
+    ending = "failed" if errors else "ended" if merged else "succeeded"
     if as_json and output == download.STDOUT:
         delivered = download.print_lines(
             client, batch_id, errors=errors, is_ended=is_ended, merged=merged

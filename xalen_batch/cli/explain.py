@@ -10,7 +10,7 @@ import typer
 from xalen_batch.cli.client import ApiOptions
 from xalen_batch.cli.option_groups import with_option_groups
 from xalen_batch.cli.options import BatchId, Json, examples
-from xalen_batch.cli.output import fields, figure, print_json, show
+from xalen_batch.cli.output import fields, figure, moment, print_json, show
 
 # Characters of a request or an answer that are shown; --json prints all.
 SHOWN = 2_000
@@ -32,7 +32,10 @@ def explain(
     *,
     api: ApiOptions,
 ) -> None:
-    """Show one line: its request, its answer or error, its tokens, and its exact price."""
+    """Show one line: its request, its answer or error, its tokens, and its exact price.
+
+    Also the last failed attempts at it, and why it waits if it has no answer yet.
+    """
     found = api.connect().get(f"/batches/{batch_id}/lines/{quote(custom_id, safe='')}")
     if as_json:
         print_json(found)
@@ -45,8 +48,12 @@ def _rows(found: dict[str, Any]) -> Iterator[tuple[str, object]]:
         yield name, "-" if found[name] is None else found[name]
     yield "request", _cut(found["request"])
     yield "result", _cut(found["result"])
-    if found["attempts"]:
-        yield "attempts", found["attempts"]
+    if found["reason"]:
+        yield "reason", found["reason"]
+    if found["failed_attempts"]:
+        yield "failed attempts", _count(found)
+        for attempt in found["attempts"]:
+            yield "", _attempt(attempt)
     if found["usage"]:
         yield (
             "usage",
@@ -54,6 +61,23 @@ def _rows(found: dict[str, Any]) -> Iterator[tuple[str, object]]:
         )
     if found["charge"]:
         yield "charge", _charge(found["charge"])
+
+
+def _count(found: dict[str, Any]) -> str:
+    shown, count = len(found["attempts"]), found["failed_attempts"]
+    return figure(count) if shown == count else f"{figure(count)}; the last {shown}:"
+
+
+def _attempt(attempt: dict[str, Any]) -> str:
+    """`2026-11-29 01:30:05 UTC busy (503) at server 1 after 0.12 s`."""
+    parts = [moment(attempt["at"]), attempt["error"].replace("_", " ")]
+    if attempt["status_code"] is not None:
+        parts.append(f"({attempt['status_code']})")
+    if attempt["server"] is not None:
+        parts.append(f"at server {attempt['server']}")
+    if attempt["seconds"] is not None:
+        parts.append(f"after {attempt['seconds']} s")
+    return " ".join(parts)
 
 
 def _charge(charge: dict[str, Any]) -> str:

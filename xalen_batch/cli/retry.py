@@ -6,6 +6,7 @@ import typer
 
 from xalen_batch.cli import batch_view
 from xalen_batch.cli.batch_options import Metadata, check_window, parse_metadata
+from xalen_batch.cli.batch_webhook import WebhookOptions
 from xalen_batch.cli.client import ApiOptions
 from xalen_batch.cli.option_groups import with_option_groups
 from xalen_batch.cli.options import BatchId, Json, examples
@@ -23,6 +24,7 @@ commands = typer.Typer()
     epilog=examples(
         "xalen-batch retry batch_0192…",
         "xalen-batch retry batch_0192… --code batch_expired --code http_503",
+        "xalen-batch retry batch_0192… --webhook https://example.com/hooks/xalen",
         "id=$(xalen-batch retry batch_0192…) && xalen-batch watch $id",
         "xalen-batch results batch_0192… --merged -o all.jsonl",
     )
@@ -44,6 +46,7 @@ def retry(
     metadata: Metadata = None,
     as_json: Json = False,
     *,
+    hook: WebhookOptions,
     api: ApiOptions,
 ) -> None:
     """Make a batch of the lines of an ended batch that failed, and print the new batch's id.
@@ -55,6 +58,7 @@ def retry(
         "codes": code or None,
         "completion_window": window,
         "metadata": parse_metadata(metadata) or None,
+        "webhook": hook.asked_for(),
     }
     body = {name: value for name, value in asked.items() if value is not None}
     batch = api.connect().post(f"/batches/{batch_id}/retry", body)

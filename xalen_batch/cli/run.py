@@ -15,6 +15,7 @@ from xalen_batch.cli.batch_options import (
     Window,
     parse_metadata,
 )
+from xalen_batch.cli.batch_webhook import WebhookOptions
 from xalen_batch.cli.client import ApiClient, ApiOptions
 from xalen_batch.cli.failures import INTERRUPTED, NOT_SUCCESSFUL, ApiError, Failed
 from xalen_batch.cli.joined import STDIN, InputFiles, is_same, joined, name_of
@@ -58,6 +59,7 @@ def run(
     timeout: Timeout = None,
     as_json: Json = False,
     *,
+    hook: WebhookOptions,
     api: ApiOptions,
 ) -> None:
     """Submit a file, watch the batch, download its results and show its invoice. Exit 3 if not
@@ -67,6 +69,7 @@ def run(
     --errors` prints the failed lines. If no line succeeds, the results of an earlier run are kept.
     """
     notes, hours = parse_metadata(metadata), windows.asked_for(execution_window, timezone, window)
+    webhook = hook.asked_for()
     target = output or _target(files)
     for written in (target, errors_target(target)) if target != download.STDOUT else ():
         download.check_target(written, is_same(written, files))
@@ -78,7 +81,8 @@ def run(
         with before_submission():
             client = api.connect()
             checked = check(client, source, files, endpoint, on_invalid)
-        batch = follow(client, create(client, checked, window, hours, notes)["id"], timeout)
+        made = create(client, checked, window, hours, notes, webhook)
+        batch = follow(client, made["id"], timeout)
         invoice = _delivered(client, batch, target)
     if as_json:
         print_json({"batch": batch, "invoice": invoice})

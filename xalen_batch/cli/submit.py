@@ -18,6 +18,7 @@ from xalen_batch.cli.batch_options import (
     Window,
     parse_metadata,
 )
+from xalen_batch.cli.batch_webhook import WebhookOptions
 from xalen_batch.cli.client import ApiClient, ApiOptions
 from xalen_batch.cli.failures import INTERRUPTED, Failed
 from xalen_batch.cli.joined import STDIN, InputFiles, Joined, joined
@@ -38,6 +39,8 @@ commands = typer.Typer()
         "xalen-batch submit requests.jsonl --window 7d --metadata team=search",
         'xalen-batch submit requests.jsonl --window 3d --execution-window "22:00-06:00 mon-fri"'
         " --timezone Europe/Berlin",
+        "XALEN_WEBHOOK_SECRET=$(cat hook.secret) xalen-batch submit requests.jsonl"
+        " --webhook https://example.com/hooks/xalen",
         "id=$(make-requests | xalen-batch submit -) && xalen-batch watch $id",
     )
 )
@@ -52,15 +55,17 @@ def submit(
     on_invalid: OnInvalid = None,
     as_json: Json = False,
     *,
+    hook: WebhookOptions,
     api: ApiOptions,
 ) -> None:
     """Submit a file, or several as one batch, and print the new batch's id."""
     notes, hours = parse_metadata(metadata), windows.asked_for(execution_window, timezone, window)
+    webhook = hook.asked_for()
     with joined(files) as found:
         with before_submission():
             client = api.connect()
             checked = check(client, found, files, endpoint, on_invalid)
-        batch = create(client, checked, window, hours, notes)
+        batch = create(client, checked, window, hours, notes, webhook)
     if as_json:
         print_json(batch)
     else:
@@ -135,8 +140,9 @@ def create(
     window: str,
     hours: dict[str, Any] | None,
     metadata: dict[str, str],
+    webhook: dict[str, str] | None,
 ) -> dict[str, Any]:
-    """Upload the file and make a batch of it, with an execution window if one is given."""
+    """Upload the file and make a batch of it, with an execution window and a webhook if given."""
     with before_submission():
         file = uploads.send(client, checked.path, checked.name)
     request = {
@@ -146,6 +152,7 @@ def create(
         "metadata": metadata,
     }
     request |= {} if hours is None else {"execution_window": hours}
+    request |= {} if webhook is None else {"webhook": webhook}
     request |= {} if checked.on_invalid is None else {"on_invalid": checked.on_invalid}
     with uploads.deleted_if_refused(
         client,

@@ -9,6 +9,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from xalen_batch.config.api import Api
 from xalen_batch.config.backends import Backends
+from xalen_batch.config.metrics import Metrics
 from xalen_batch.config.places import Places
 from xalen_batch.config.quotas import Quotas
 from xalen_batch.config.schedules import Schedules
@@ -21,7 +22,7 @@ __all__ = ["GiB", "MiB", "Settings", "settings"]
 
 # Fields are read from the last base to the first: a validator sees those of the bases behind it.
 # Each validator has a name of its own, since one of the same name in another base overrides it.
-class Settings(Backends, Workers, Webhooks, Schedules, Quotas, Api, Places, BaseSettings):
+class Settings(Backends, Workers, Metrics, Webhooks, Schedules, Quotas, Api, Places, BaseSettings):
     """The settings of an operator. Durations are seconds, sizes are bytes."""
 
     model_config = SettingsConfigDict(

@@ -33,6 +33,10 @@ class Api(BaseModel):
     live: Literal["on", "off"] = Field(
         "on", description="Whether the API answers live calls, or 404."
     )
+    console: Literal["on", "off"] = Field(
+        "off",
+        description="Whether the API serves the console, pages for a browser; `up` sets `on`.",
+    )
     flex_wait: float = Field(
         600.0,
         gt=0,

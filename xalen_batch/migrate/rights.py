@@ -44,11 +44,14 @@ RIGHTS: Mapping[str, Sequence[str]] = {
     "store_mark": (*READ_ONLY, "UPDATE (placed_at)"),
     "account_quotas": DELETING,
     "batch_paces": DELETING,
+    "console_tokens": DELETING,
     "consumed_objects": DELETING,
     "erasures": DELETING,
     "events": (*APPEND_ONLY, "DELETE"),
     "idempotency_keys": DELETING,
     "inbox_requests": DELETING,
+    "line_attempts": DELETING,
+    "lost_leases": (*APPEND_ONLY, "DELETE"),
     "schedule_runs": DELETING,
     "tasks": DELETING,
     "webhook_deliveries": DELETING,
@@ -57,6 +60,8 @@ RIGHTS: Mapping[str, Sequence[str]] = {
     "uploads": DELETING,
     "workers": DELETING,
 }
+# Views, which the serving role may read. An autoscaler's own role is granted them by the operator.
+VIEWS = ("demand",)
 # Functions with the owner's privileges: for partitions of `results` (models/partitions.py), and for
 # entries of the audit log that are older than 90 days.
 FUNCTIONS = (
@@ -118,6 +123,9 @@ def grant(connection: psycopg.Connection, role: str, password: str) -> None:
                 privileges=privileges, **names
             )
         )
+    for view in VIEWS:
+        names["view"] = sql.Identifier(schema, view)
+        connection.execute(sql.SQL("GRANT SELECT ON TABLE {view} TO {role}").format(**names))
     # pg_dump reads each partition.
     for partition in _owned(
         connection,

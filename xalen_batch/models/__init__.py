@@ -7,11 +7,13 @@ from xalen_batch.models.batch_notes import BatchNote
 from xalen_batch.models.batch_paces import BatchPace
 from xalen_batch.models.batches import Batch
 from xalen_batch.models.credit_notes import CreditNote
+from xalen_batch.models.console import ConsoleToken
 from xalen_batch.models.erasures import Erasure
 from xalen_batch.models.events import Event
 from xalen_batch.models.files import File
 from xalen_batch.models.idempotency import IdempotencyKey
 from xalen_batch.models.invoices import Invoice, InvoiceLine
+from xalen_batch.models.line_attempts import LineAttempts, LostLease
 from xalen_batch.models.marks import StoreMark
 from xalen_batch.models.prices import Price
 from xalen_batch.models.quotas import AccountQuota, AccountTally
@@ -33,6 +35,7 @@ __all__ = [
     "Batch",
     "BatchNote",
     "BatchPace",
+    "ConsoleToken",
     "ConsumedObject",
     "CreditNote",
     "Erasure",
@@ -42,6 +45,8 @@ __all__ = [
     "InboxRequest",
     "Invoice",
     "InvoiceLine",
+    "LineAttempts",
+    "LostLease",
     "Price",
     "Result",
     "Schedule",

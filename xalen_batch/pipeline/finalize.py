@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from xalen_batch import db, ids, jsonl, log, storage
 from xalen_batch.billing import invoices
 from xalen_batch.config import settings
+from xalen_batch.metrics import counted
 from xalen_batch.models import Batch, File, Task, ledgers, results
 from xalen_batch.models import tasks as task_rows
 from xalen_batch.models.base import table_of
@@ -217,6 +218,7 @@ def _complete(session: Session, batch: Batch) -> None:
         **totals,
     )
     announce.ended(session, batch, invoice)
+    _count(session, batch)
     logger.info(
         "batch.finalized",
         batch_id=batch.id,
@@ -227,6 +229,19 @@ def _complete(session: Session, batch: Batch) -> None:
         expired=expired,
         total=str(invoice.total),
     )
+
+
+def _count(session: Session, batch: Batch) -> None:
+    # A ledger of live calls has no deadline that anybody waits for.
+    if batch.ledger is not None:
+        return
+    now, mode = db.now(session), counted.mode(batch.livemode)
+    counted.BATCHES_ENDED.labels(batch.status, mode).inc()
+    counted.BATCH_SECONDS.labels(mode).observe((now - batch.created_at).total_seconds())
+    if batch.in_progress_at is not None:
+        started = (batch.in_progress_at - batch.created_at).total_seconds()
+        counted.START_SECONDS.labels(mode).observe(started)
+    counted.DEADLINE_MARGIN.labels(mode).observe((batch.expires_at - now).total_seconds())
 
 
 def _end_status(batch: Batch, *, has_expired: bool) -> BatchStatus:

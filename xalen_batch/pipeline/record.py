@@ -21,8 +21,9 @@ from xalen_batch.billing.charges import USAGE_COUNTED, ZERO, Tariff
 from xalen_batch.broker import Job, Message
 from xalen_batch.config import settings
 from xalen_batch.endpoints.usage import Usage
-from xalen_batch.models import Result
+from xalen_batch.models import Result, line_attempts
 from xalen_batch.models import tasks as task_rows
+from xalen_batch.models.line_attempts import Attempt
 from xalen_batch.states import UNRUN, BatchStatus, LineError, TaskState
 
 logger = log.get(__name__)
@@ -184,12 +185,14 @@ def record(
     to: TaskState = TaskState.RUNNING,
     pause: float | None = None,
     crashes: int = 0,
+    attempts: Sequence[tuple[int, Attempt]] = (),
 ) -> Recorded:
     """Check the fence, update the counters and the lease, and insert the rows. One transaction.
 
     `to`: RUNNING extends the lease, DONE ends the task, PENDING hands it back; it is claimable
     again after `pause` seconds. `crashes`: 1 counts the crash of this worker in advance, before it
-    runs a suspect; -1 takes it back when the worker survives.
+    runs a suspect; -1 takes it back when the worker survives. `attempts`: failed ones, by the
+    number of their line; the line may be one of the rows, or have no outcome yet.
     """
     with db.transaction() as session:
         increments = counts(rows)
@@ -201,6 +204,8 @@ def record(
         if batch is None:
             return Recorded(is_stale=True, goes_on=False)
         insert(session, rows)
+        if attempts:
+            line_attempts.add(session, key[0], attempts)
     if to is not TaskState.RUNNING:
         is_last = to is TaskState.DONE and not batch.has_open_tasks
         _enqueue_finalize(key[0], batch.status, is_last=is_last)

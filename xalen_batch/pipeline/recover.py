@@ -11,7 +11,8 @@ from sqlalchemy.orm import Session
 
 from xalen_batch import db, jsonl, log
 from xalen_batch.broker import Job, Message
-from xalen_batch.models import Batch, Task, results
+from xalen_batch.metrics import counted
+from xalen_batch.models import Batch, Task, line_attempts, results
 from xalen_batch.models import tasks as task_rows
 from xalen_batch.models.batches import roll_window, window_is_open
 from xalen_batch.models.tasks import SUSPECT_CRASHES, has_state
@@ -80,6 +81,7 @@ def tick() -> None:
 
 
 def _take_back(session: Session, task: Task) -> None:
+    counted.LEASES_RECLAIMED.inc()
     logger.warning(
         "task.worker_lost",
         batch_id=task.batch_id,
@@ -87,6 +89,8 @@ def _take_back(session: Session, task: Task) -> None:
         worker=task.worker,
         losses=task.losses,
     )
+    line_nos = [span.line_no for span in jsonl.unpack(task.line_index)]
+    line_attempts.add_lost(session, task.batch_id, (task.seq, task.fence), line_nos)
     found = poison.after_crash(task.losses, task.lines)
     if found is AfterCrash.RETRY:
         return

@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 from xalen_batch import db, log, storage
 from xalen_batch.billing import reconcile
 from xalen_batch.config import settings
+from xalen_batch.metrics import counted
 from xalen_batch.models import Batch, File
 from xalen_batch.models.batches import UNSEALED
 from xalen_batch.models.files import FilePart
@@ -76,6 +77,7 @@ def _seal_alone(batch: Batch) -> None:
         # FileNotFoundError: a file was deleted meanwhile. The next attempt leaves it out.
         logger.info("batch.seal_again", batch_id=batch.id, reason=type(error).__name__)
     except Unsealable as error:
+        counted.UNSEALABLE.inc()
         logger.error("batch.unsealable", batch_id=batch.id, reason=str(error))
         with db.transaction() as session:
             _extend(session, [batch], PAUSE)

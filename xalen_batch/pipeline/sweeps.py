@@ -21,6 +21,7 @@ from xalen_batch.accounts import audit
 from xalen_batch.billing import statements
 from xalen_batch.config import settings
 from xalen_batch.errors import UploadBusy
+from xalen_batch.metrics import counted
 from xalen_batch.models import File, IdempotencyKey, UploadPart, partitions, tasks
 from xalen_batch.pipeline import pace
 from xalen_batch.schedules import history
@@ -56,6 +57,7 @@ def isolated(sweep: str, **ids: UUID | str) -> Iterator[None]:
             "sweep.postponed", sweep=sweep, error=type(error).__name__, reason=reason, **ids
         )
     except Exception as error:
+        counted.SWEEPS_FAILED.labels(sweep).inc()
         logger.error("sweep.failed", sweep=sweep, **ids, **log.cause(error))
 
 

@@ -18,6 +18,7 @@ from xalen_batch.billing.charges import USAGE_COUNTED, Tariff
 from xalen_batch.config import settings
 from xalen_batch.endpoints.usage import Usage
 from xalen_batch.models import Batch, File, Result
+from xalen_batch.models.files import FilePart
 from xalen_batch.results import content, merged
 from xalen_batch.results.explain import Ended
 from xalen_batch.storage import marks
@@ -172,7 +173,8 @@ class _CustomIds:
                     File.sha256.is_not(None),
                 )
             ).all()
-        for number, line in heapq.merge(*(_until_gone(_lines_of(file)) for file in files)):
+        lines = heapq.merge(*(_until_gone(_lines_of(file)) for file in files))
+        for number, line, _ in lines:
             yield number, _named(line).custom_id
 
     def _of_input(self) -> Iterator[_Name]:
@@ -188,8 +190,8 @@ class _CustomIds:
                 continue
 
 
-def _lines_of(file: File) -> Iterator[tuple[int, bytes]]:
-    return merged.numbered(content.whole(content.of(file)))
+def _lines_of(file: File) -> Iterator[merged.Numbered]:
+    return merged.numbered(FilePart(file.part), content.whole(content.of(file)))
 
 
 def _input_chunks(key: str) -> Iterator[bytes]:

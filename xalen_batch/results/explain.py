@@ -16,12 +16,13 @@ from sqlalchemy.orm import Session
 
 from xalen_batch import db, files, ids, jsonl, money, storage
 from xalen_batch.accounts.accounts import Owner
-from xalen_batch.batches import batches
+from xalen_batch.batches import batches, waits
 from xalen_batch.billing.charges import CACHED_INPUT, USAGE_COUNTED, ZERO, Tariff
 from xalen_batch.config import settings
 from xalen_batch.endpoints.usage import Usage
 from xalen_batch.errors import NotFound, quoted
-from xalen_batch.models import Batch, Result
+from xalen_batch.models import Batch, Result, line_attempts
+from xalen_batch.models.line_attempts import Attempt
 from xalen_batch.results import content, line_search, merged
 from xalen_batch.results.content import Stored
 from xalen_batch.results.line_search import Found
@@ -81,6 +82,8 @@ class Explained:
     """`request`: the input line; None if the file is gone. `ended`: None until the line has ended.
 
     `result`: the line of the output or error file; None if there is none, or it was deleted.
+    `reason`: what its batch waits for, or why it ended; None if the line has ended, or may run now.
+    `failed`: the number of failed attempts. `attempts`: the last of them, the oldest first.
     """
 
     batch: Batch
@@ -89,6 +92,9 @@ class Explained:
     ended: Ended | None
     result: bytes | None
     charge: Charge | None
+    reason: str | None
+    failed: int
+    attempts: list[Attempt]
 
 
 def of(owner: Owner, public_id: str, custom_id: str) -> Explained:
@@ -104,10 +110,25 @@ def of(owner: Owner, public_id: str, custom_id: str) -> Explained:
         batch = batches.get(session, owner, public_id)
         ended = _ended(session, batch, found.number)
         result = None if ended is None else _result(session, owner, batch, found.number, ended)
+        reason = _reason(session, batch) if ended is None else None
+        failed, attempts = line_attempts.of_line(session, batch.id, found.number)
     charge = None
     if ended is not None and ended.amount is not None:
         charge = charge_of(batch.price_snapshot.get(ended.model, {}), batch.discount_rate, ended)
-    return Explained(batch, found.number, found.line or None, ended, result, charge)
+    return Explained(
+        batch, found.number, found.line or None, ended, result, charge, reason, failed, attempts
+    )
+
+
+def _reason(session: Session, batch: Batch) -> str | None:
+    """Why a line without a result does not run: what its batch waits for, or why it failed."""
+    if not BatchStatus(batch.status).is_terminal:
+        wait = waits.of_one(session, batch)
+        return None if wait is None else wait.message
+    errors = batch.errors or []
+    first = f": {errors[0]['message']}" if errors else "."
+    more = f" ({len(errors) - 1:,} more errors in the batch's errors)" if len(errors) > 1 else ""
+    return f"The batch is {batch.status}{first}{more}"
 
 
 def _find(batch: Batch, custom_id: str) -> Found:

@@ -27,7 +27,8 @@ CHUNK_BYTES = 256 * 1024
 # Bytes of a line before the digits of its number (`ids.line_id`).
 _BEFORE_NUMBER = len('{"id":"') + len(ids.line_id(UUID(int=0), 0)) - len("000000")
 
-Numbered = tuple[int, bytes]
+# The number of a line, its bytes, and the part of the output that it is in.
+Numbered = tuple[int, bytes, FilePart]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ class _Node:
     """A batch, its files, and its retries. Immutable; one thread at a time reads its lines."""
 
     batch: Batch
-    parts: Sequence[Callable[[], Iterator[bytes]]]
+    parts: Sequence[tuple[FilePart, Callable[[], Iterator[bytes]]]]
     retries: "Sequence[_Node]"
 
     @property
@@ -58,17 +59,17 @@ class _Node:
 
     def lines(self) -> Iterator[Numbered]:
         """The lines that have ended, ascending, with the results of the retries in their places."""
-        own = heapq.merge(*(numbered(part()) for part in self.parts))
+        own = heapq.merge(*(numbered(part, chunks()) for part, chunks in self.parts))
         if not self.retries:
             yield from own
             return
         # Of equal numbers, `heapq.merge` gives the one of the earlier iterator first.
         again = (self._retried(retry) for retry in self.retries)
         last = 0
-        for number, line in heapq.merge(*again, own, key=_number):
-            if number != last:
-                yield number, line
-                last = number
+        for found in heapq.merge(*again, own, key=_number):
+            if found[0] != last:
+                yield found
+                last = found[0]
 
     def _retried(self, retry: "_Node") -> Iterator[Numbered]:
         """The lines of a retry, with their numbers in this batch's input.
@@ -76,17 +77,18 @@ class _Node:
         The n-th line of a retry is the n-th of the lines that it took.
         """
         taken = enumerate(failed_lines.numbers(self.batch, retry.batch.retry_codes or ()), start=1)
-        for number, line in retry.lines():
+        for number, line, part in retry.lines():
             for position, original in taken:
                 if position == number:
-                    yield original, line
+                    yield original, line, part
                     break
 
 
-def of(session: Session, owner: Owner, public_id: str) -> Merged:
+def of(session: Session, owner: Owner, public_id: str, only: FilePart | None = None) -> Merged:
     """The merged results of a batch of this owner, with those of its retries and of theirs.
 
-    Raises NotFound, also if the results of one of them were deleted or have expired.
+    `only`: of the lines whose last result is in this part. Raises NotFound, also if the results of
+    one of them were deleted or have expired.
     """
     batch = batches.get(session, owner, public_id)
     nodes: dict[UUID, list[_Node]] = {}
@@ -96,27 +98,32 @@ def of(session: Session, owner: Owner, public_id: str) -> Merged:
             node = _node(session, owner, retry, nodes.pop(retry.id, ()))
             nodes.setdefault(retry.retry_of, []).append(node)
     root = _node(session, owner, batch, nodes.get(batch.id, ()))
-    return Merged(Rendered(partial(_chunks, root), None, max(root.files, 1)), root.is_complete)
+    return Merged(
+        Rendered(partial(_chunks, root, only), None, max(root.files, 1)), root.is_complete
+    )
 
 
 def _node(session: Session, owner: Owner, batch: Batch, below: Sequence[_Node]) -> _Node:
-    parts: list[Callable[[], Iterator[bytes]]] = []
+    parts: list[tuple[FilePart, Callable[[], Iterator[bytes]]]] = []
     if not BatchStatus(batch.status).is_terminal:
-        parts = [partial(results.chunks, batch.id, part) for part in FilePart]
-    for file_id in (batch.output_file_id, batch.error_file_id):
+        parts = [(part, partial(results.chunks, batch.id, part)) for part in FilePart]
+    file_ids = {FilePart.OUTPUT: batch.output_file_id, FilePart.ERROR: batch.error_file_id}
+    for part, file_id in file_ids.items():
         if file_id is not None:
             found = content.of(files.get(session, owner, ids.render("file", file_id)))
             if isinstance(found, Rendered):
-                parts.append(found.chunks)
+                parts.append((part, found.chunks))
             else:
-                parts.append(partial(found.chunks, 0, found.size))
+                parts.append((part, partial(found.chunks, 0, found.size)))
     return _Node(batch, parts, below)
 
 
-def _chunks(node: _Node) -> Iterator[bytes]:
+def _chunks(node: _Node, only: FilePart | None) -> Iterator[bytes]:
     held: list[bytes] = []
     size = 0
-    for _, line in node.lines():
+    for _, line, part in node.lines():
+        if only not in (None, part):
+            continue
         held.append(line)
         size += len(line)
         if size >= CHUNK_BYTES:
@@ -135,15 +142,15 @@ def _number(line: Numbered) -> int:
     return line[0]
 
 
-def numbered(chunks: Iterator[bytes]) -> Iterator[Numbered]:
-    """The lines of an output or error file, with their line ends, and their numbers."""
+def numbered(part: FilePart, chunks: Iterator[bytes]) -> Iterator[Numbered]:
+    """The lines of an output or error file, with their line ends, their numbers and their part."""
     held: list[bytes] = []
     for chunk in chunks:
         first, *more = chunk.split(b"\n")
         held.append(first)
         for piece in more:
             line = b"".join(held) if len(held) > 1 else held[0]
-            yield number_of(line), line + b"\n"
+            yield number_of(line), line + b"\n", part
             held = [piece]
 
 

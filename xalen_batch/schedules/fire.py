@@ -23,6 +23,7 @@ from xalen_batch.accounts import accounts, quotas
 from xalen_batch.accounts.accounts import Owner
 from xalen_batch.batches import batches
 from xalen_batch.errors import InvalidRequest, NotCancellable, Unavailable
+from xalen_batch.metrics import counted
 from xalen_batch.models import Batch, Schedule, ScheduleRun
 from xalen_batch.schedules import due as due_schedules
 from xalen_batch.schedules import inbox, misfire, overlap, runs
@@ -216,6 +217,8 @@ def _record(
     match outcome:
         case Started(batch):
             run.move(schedule, RunState.RUNNING, now)
+            if run.lag is not None:
+                counted.FIRE_LAG.observe(run.lag)
             logger.info(
                 "schedule.fired",
                 schedule_id=schedule.id,

@@ -20,6 +20,7 @@ from xalen_batch.batches import batches
 from xalen_batch.config import settings
 from xalen_batch.errors import TooManyRequests
 from xalen_batch.events import Happened
+from xalen_batch.metrics import counted
 from xalen_batch.models import Batch, ConsumedObject, Invoice, Schedule, ScheduleRun
 from xalen_batch.models.events import EventType
 from xalen_batch.paging import Page
@@ -145,6 +146,7 @@ def end(
     """End a run and count it. Pause the schedule after too many failed runs in a row."""
     now = db.now(session)
     run.move(schedule, to, now, reason=reason, message=message)
+    counted.SCHEDULE_RUNS.labels(to.value).inc()
     fields = {
         "schedule_id": schedule.id,
         "run_id": run.id,

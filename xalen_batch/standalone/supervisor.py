@@ -43,6 +43,8 @@ HEALTHY_AFTER = 60.0
 SPARE_CONNECTIONS = 20
 
 Say = Callable[[str], None]
+# Takes the credentials, and the link to the console; None: it is off.
+OnReady = Callable[[Credentials, str | None], None]
 
 
 class Service(Protocol):
@@ -60,7 +62,8 @@ class Service(Protocol):
 class Child:
     """One of our own commands as a process. On Linux it is killed when this process dies.
 
-    `descriptors`: open files that it inherits, under the same numbers.
+    `descriptors`: open files that it inherits, under the same numbers. `metrics_offset`: its port
+    of metrics is that many ports after `XALEN_METRICS_PORT`; None: it serves none.
     """
 
     def __init__(
@@ -70,9 +73,11 @@ class Child:
         data_dir: Path,
         *,
         descriptors: Sequence[int] = (),
+        metrics_offset: int | None = None,
     ) -> None:
         self.name = name
         self._descriptors = descriptors
+        self._metrics_offset = metrics_offset
         self.process: subprocess.Popen[bytes] | None = None
         self.log = data_dir / "logs" / f"{name}.log"
         self._pid_file = data_dir / "run" / f"{name}.pid"
@@ -91,7 +96,7 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
-                env=_serving_environment(),
+                env=_serving_environment(self._metrics_offset),
                 pass_fds=self._descriptors,
                 # Ctrl-C in the terminal is for the supervisor, which stops the parts in order.
                 start_new_session=True,
@@ -161,12 +166,23 @@ class Supervisor:
         self._stores: list[stores.Server] = []
         passed = [word for each in listener.descriptors for word in ("--fd", str(each))]
         self._front = [
-            Child("api", ["api", *passed], data_dir, descriptors=listener.descriptors),
+            Child(
+                "api",
+                ["api", *passed],
+                data_dir,
+                descriptors=listener.descriptors,
+                metrics_offset=0,
+            ),
             Child("beat", ["beat"], data_dir),
         ]
         workers = settings().worker_processes
         self._workers = [
-            Child("worker" if workers == 1 else f"worker-{n}", ["worker"], data_dir)
+            Child(
+                "worker" if workers == 1 else f"worker-{n}",
+                ["worker"],
+                data_dir,
+                metrics_offset=n,
+            )
             for n in range(1, workers + 1)
         ]
         self._local = [Child(name, command, data_dir) for name, command in (local or {}).items()]
@@ -177,7 +193,7 @@ class Supervisor:
     def _children(self) -> list[Child]:
         return [*self._local, *self._workers, *self._front]
 
-    def run(self, on_ready: Callable[[Credentials], None], on_started: Callable[[], None]) -> None:
+    def run(self, on_ready: OnReady, on_started: Callable[[], None]) -> None:
         """Return after a clean stop; raise ConfigError if a part does not start."""
         with self._signals_handled():
             try:
@@ -185,7 +201,7 @@ class Supervisor:
                 on_started()
                 self._is_starting = False
                 if not self._signals:
-                    on_ready(ready)
+                    on_ready(ready, self._link(ready))
                     self._watch()
             except _Interrupted:
                 pass
@@ -231,6 +247,14 @@ class Supervisor:
         ready = Credentials(ports.base_url(self._listener.host, self._listener.port), **keys)
         credentials.write(path, ready)
         return ready
+
+    def _link(self, ready: Credentials) -> str | None:
+        if settings().console == "off":
+            return None
+        with db.transaction() as session:
+            link = credentials.sign_in_link(session, ready)
+        db.engine().dispose()
+        return link
 
     def _start_stores(self) -> None:
         logs = self._data_dir / "logs"
@@ -341,7 +365,7 @@ def up(
     port: int,
     is_port_asked: bool,
     say: Say,
-    on_ready: Callable[[Credentials], None],
+    on_ready: OnReady,
     local: Mapping[str, Sequence[str]] | None = None,
     on_started: Callable[[], None] = lambda: None,
 ) -> None:
@@ -356,6 +380,8 @@ def up(
     data_dir = data_dir.absolute()
     # The data folder may hold the catalog file.
     export({"XALEN_DATA_DIR": str(data_dir)})
+    if "console" not in settings().model_fields_set:
+        export({"XALEN_CONSOLE": "on"})
     catalog.warn_of_unknown_settings()
     # `say` informs the user in the terminal; the parts write logs of their own.
     logging.root.setLevel(max(logging.root.level, logging.WARNING))
@@ -391,14 +417,17 @@ def export(values: Mapping[str, str]) -> None:
     settings.cache_clear()
 
 
-def _serving_environment() -> dict[str, str]:
+def _serving_environment(metrics_offset: int | None) -> dict[str, str]:
     """The environment of a child: without the URL of the owner of the tables.
 
-    Only migrations use that role.
+    Only migrations use that role. Its port of metrics is its own.
     """
-    return {
-        name: value for name, value in os.environ.items() if name != "XALEN_MIGRATE_DATABASE_URL"
-    }
+    without = {"XALEN_MIGRATE_DATABASE_URL", "XALEN_METRICS_PORT"}
+    kept = {name: value for name, value in os.environ.items() if name not in without}
+    port = settings().metrics_port
+    if port is not None and metrics_offset is not None:
+        kept["XALEN_METRICS_PORT"] = str(port + metrics_offset)
+    return kept
 
 
 def _missing(url: str) -> str:

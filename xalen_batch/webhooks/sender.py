@@ -14,6 +14,7 @@ from uuid import UUID
 from xalen_batch import db, events, log
 from xalen_batch.config import settings
 from xalen_batch.events import Happened
+from xalen_batch.metrics import counted
 from xalen_batch.models import WebhookEndpoint, deliveries
 from xalen_batch.models.deliveries import Attempt, Candidate, Due
 from xalen_batch.models.events import EventType
@@ -231,6 +232,7 @@ def _record(endpoint: WebhookEndpoint, delivery: Due, attempt: Attempt) -> Webho
     if fresh is None:
         logger.info("webhook.stale", webhook_id=endpoint.id, event_id=delivery.event_id)
         return None
+    counted.DELIVERIES.labels("delivered" if attempt.error is None else "failed").inc()
     write = logger.info if attempt.error is None else logger.warning
     write(
         "webhook.delivered" if attempt.error is None else "webhook.attempt_failed",

@@ -104,6 +104,10 @@ class Engine:
         self._thread.start()
 
     @property
+    def lanes(self) -> Lanes:
+        return self._lanes
+
+    @property
     def is_stopping(self) -> bool:
         return self._stop_at is not None
 

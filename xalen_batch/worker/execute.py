@@ -14,6 +14,8 @@ from dataclasses import replace
 from xalen_batch import db, log, memory
 from xalen_batch.backends.contract import Answered, Ended, NotRun, Refused
 from xalen_batch.config import MiB, settings
+from xalen_batch.metrics import counted
+from xalen_batch.models.line_attempts import Attempt
 from xalen_batch.pipeline import record
 from xalen_batch.pipeline.claim import Claim, ClaimedLine
 from xalen_batch.pipeline.record import Recorded, Row
@@ -37,6 +39,8 @@ DATABASE_RETRY = 1.0
 
 # Line number, custom id, outcome.
 Outcomes = list[tuple[int, str, Ended]]
+# Failed attempts of a run that are kept between two flushes; later ones are dropped.
+MOST_ATTEMPTS = 1_000
 
 
 class TaskRun:
@@ -58,6 +62,8 @@ class TaskRun:
         self._lines = claim.lines
         self._left = self.count
         self._outcomes: Outcomes = []
+        # By line number; as of the outcomes, the event loop thread only appends.
+        self._attempts: list[tuple[int, Attempt]] = []
         # Bytes of answers since the start. The first is written by the event loop thread only, the
         # second by the slot's thread only, so neither needs a lock.
         self._arrived_bytes = self._taken_bytes = 0
@@ -117,6 +123,11 @@ class TaskRun:
         if not self._left or self._is_flush or self.lane.buffer.is_full:
             self._is_due.set()
 
+    def attempt_failed(self, line: ClaimedLine, attempt: Attempt) -> None:
+        """A request for a line brought no answer."""
+        if len(self._attempts) < MOST_ATTEMPTS:
+            self._attempts.append((line.line_no, attempt))
+
     def recorded(self, size: int) -> None:
         """Release `size` bytes of answers from the buffer, as they are recorded."""
         self._unrecorded -= size
@@ -145,6 +156,12 @@ class TaskRun:
             self._is_due.set()
         return taken
 
+    def take_attempts(self) -> list[tuple[int, Attempt]]:
+        """On the slot's thread: the failed attempts since the last call, also of taken outcomes."""
+        taken = self._attempts[:]
+        del self._attempts[: len(taken)]
+        return taken
+
     @property
     def _is_flush(self) -> bool:
         return (
@@ -163,6 +180,14 @@ def _turn(size: int, rows: Sequence[Row]) -> AbstractContextManager[object]:
 
 def _size(outcome: Ended) -> int:
     return len(outcome.body) if isinstance(outcome, Answered | Refused) else 0
+
+
+def _count(claim: Claim, rows: Sequence[Row]) -> None:
+    labels = claim.model, counted.mode(claim.lane_key[1])
+    charges = [row.amount for row in rows if row.amount is not None]
+    counted.LINES.labels(*labels, "completed").inc(len(charges))
+    counted.LINES.labels(*labels, "failed").inc(len(rows) - len(charges))
+    counted.CHARGED.labels(*labels).inc(sum(map(float, charges)))
 
 
 def heartbeat() -> float:
@@ -249,6 +274,7 @@ class Slot:
 
     def _flush(self, rows: list[Row], to: TaskState, pause: float | None = None) -> Recorded:
         claim = self._run.claim
+        attempts = self._run.take_attempts()
         is_retry = False
         while True:
             try:
@@ -263,6 +289,7 @@ class Slot:
                             to=to,
                             pause=pause,
                             crashes=self._crashes(to),
+                            attempts=attempts,
                         )
                 break
             except db.UNAVAILABLE as error:
@@ -277,6 +304,7 @@ class Slot:
                 is_retry = True
                 time.sleep(DATABASE_RETRY)
         if recorded.is_stale:
+            counted.STALE_WRITES.inc()
             logger.warning(
                 "task.stale",
                 batch_id=claim.batch_id,
@@ -284,5 +312,7 @@ class Slot:
                 fence=claim.fence,
                 dropped=len(rows),
             )
+        else:
+            _count(claim, rows)
         self._recorded += len(rows)
         return recorded

@@ -28,7 +28,7 @@ from xalen_batch.worker.circuit_breaker import Circuit, Source, State
 from xalen_batch.worker.combine import Combiner, halves, request_of
 from xalen_batch.worker.concurrency import Concurrency, Signal, share_of
 from xalen_batch.worker.fair_queue import FairQueue
-from xalen_batch.worker.outcome import is_answered, pause_before_retry, used
+from xalen_batch.worker.outcome import failed_attempt, is_answered, pause_before_retry, used
 from xalen_batch.worker.pace import Pace
 from xalen_batch.worker.silence import Silence
 from xalen_batch.worker.work import Entry, SendableLine, Work
@@ -49,8 +49,8 @@ DOUBLING_REFUSALS = 3
 class Lane:
     """Sends lines to one backend; event loop thread only.
 
-    `unfinished`, `limit`, `free_capacity`, `free_by_account`, `silence` and the circuit's readable
-    state may be read from any thread.
+    `unfinished`, `concurrency`, `limit`, `free_capacity`, `free_by_account`, `silence` and the
+    circuit's readable state may be read from any thread.
 
     `ceiling`: most requests in flight at the backend over all worker processes, which share it
     equally. `rates`: its limits per minute. `buffer`: bounds the bytes of its answers. `latency`:
@@ -87,7 +87,7 @@ class Lane:
         self._ceiling = ceiling
         self.most: int | None = None
         self.on_ended: Callable[[], object] = lambda: None  # Called at the end of each request.
-        self._concurrency = Concurrency(share_of(ceiling, workers), clock)
+        self.concurrency = Concurrency(share_of(ceiling, workers), clock)
         self._waiting: FairQueue[Entry] = FairQueue()
         self._combiner = Combiner(most_inputs)
         slowest = latency and latency * most_inputs
@@ -107,7 +107,7 @@ class Lane:
     @property
     def limit(self) -> int:
         """Most requests that may be in flight now."""
-        return self._concurrency.limit
+        return self.concurrency.limit
 
     @property
     def free_capacity(self) -> int:
@@ -134,12 +134,12 @@ class Lane:
 
     @property
     def in_flight(self) -> int:
-        return self._concurrency.in_flight
+        return self.concurrency.in_flight
 
     def share(self, workers: int, most: int | None = None) -> None:
         """Take a share of the ceiling; `most`: the permits that live calls leave, None: all."""
         self.most = most
-        self._concurrency.ceiling = min(share_of(self._ceiling, workers), most or self._ceiling)
+        self.concurrency.ceiling = min(share_of(self._ceiling, workers), most or self._ceiling)
         self._fill()
 
     def add(self, work: Work, lines: Sequence[SendableLine]) -> None:
@@ -192,7 +192,7 @@ class Lane:
     @property
     def _backlog(self) -> int:
         """Requests that should wait behind those in flight."""
-        return max(self.limit, int(self._concurrency.goodput * BACKLOG))
+        return max(self.limit, int(self.concurrency.goodput * BACKLOG))
 
     @property
     def _lines_in_flight(self) -> int:
@@ -205,7 +205,7 @@ class Lane:
         below that for which it has claimed lines. Lines in flight still end here.
         """
         most = int(SURPLUS * (self.limit + self._backlog) * self._combiner.lines)
-        has_fallen = self.limit < self._concurrency.ceiling
+        has_fallen = self.limit < self.concurrency.ceiling
         if not has_fallen or self.unfinished <= most or self.circuit.state is not State.CLOSED:
             return
         in_flight = [entry for entry in self._coroutines.values() if entry is not None]
@@ -315,12 +315,9 @@ class Lane:
                 # The circuit opened while this coroutine waited for its grant.
                 self._rates.settle(expected, None)
                 return None
-        entry.attempts += 1
-        entry.is_sent = True
         number = self.circuit.sent(source)
-        if not entry.first:
-            entry.first, entry.first_at = number, self._clock()
-        epoch, timed, outcome = self._concurrency.started(), self._pace.started(), None
+        entry.sent(number, self._clock())
+        epoch, timed, outcome = self.concurrency.started(), self._pace.started(), None
         try:
             outcome = await self.backend.send(request)
         except Exception as error:
@@ -328,7 +325,7 @@ class Lane:
             logger.error("line.crashed", request_id=request.request_id, **log.cause(error))
             outcome = Retryable(f"an internal error ({type(error).__name__})")
         finally:
-            self._concurrency.ended(epoch, self._signal(source, outcome))
+            self.concurrency.ended(epoch, self._signal(source, outcome))
             self._pace.ended(timed, source, outcome)
             if self._rates is not None:
                 self._rates.settle(expected, used(outcome))
@@ -345,16 +342,17 @@ class Lane:
         if self.circuit.succeeded(source, number, is_answer=isinstance(outcome, Answered)):
             if is_witness:
                 # The held sources caused the failures, not the load.
-                self._concurrency.restart()
+                self.concurrency.restart()
             self._on_capacity()
 
     def _failed(self, entry: Entry, outcome: Retryable) -> None:
         source = entry.work.source
+        entry.unanswered(failed_attempt(outcome, self._clock() - entry.sent_at))
         self.silence.failed(outcome.reason)
         # Overload lowers the limit. Overload of the only request in flight counts as a broken
         # backend.
         is_busy = outcome.is_overload and not self.circuit.is_doubted(source)
-        is_refused = is_busy and not self._concurrency.in_flight
+        is_refused = is_busy and not self.concurrency.in_flight
         is_broken = is_refused or not outcome.is_overload
         self.circuit.failed(
             source,
@@ -428,7 +426,7 @@ class Lane:
             return Signal.REFUSED if outcome.is_overload else Signal.TIMEOUT
         if source.account_id not in self._doubted:
             self._doubted.add(source.account_id)
-            self._concurrency.restart()
+            self.concurrency.restart()
         return Signal.BROKEN
 
     def _over(self, entry: Entry, outcome: Ended | NotRun) -> None:

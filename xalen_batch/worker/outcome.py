@@ -1,9 +1,12 @@
 """The meaning of an outcome for its lane."""
 
 import random
+import time
 
 from xalen_batch.backends.contract import Answered, Outcome, Retryable
 from xalen_batch.config import settings
+from xalen_batch.models.line_attempts import Attempt
+from xalen_batch.states import AttemptError
 
 
 def is_answered(outcome: Outcome | None) -> bool | None:
@@ -30,3 +33,24 @@ def pause_before_retry(outcome: Retryable, attempt: int) -> float:
         ceiling = 0.0
     asked = min(outcome.retry_after or 0.0, settings().retry_after_cap)
     return asked + random.uniform(0, ceiling)
+
+
+def failed_attempt(outcome: Retryable, seconds: float) -> Attempt:
+    """The failed attempt, which ends now and took `seconds`, as it is kept for its line."""
+    return Attempt(
+        time.time() - seconds, seconds, _error(outcome).value, outcome.status, outcome.server
+    )
+
+
+def _error(outcome: Retryable) -> AttemptError:
+    if outcome.is_overload:
+        return AttemptError.BUSY
+    if outcome.is_timeout:
+        return AttemptError.TIMEOUT
+    if outcome.is_unreachable:
+        return AttemptError.UNREACHABLE
+    if outcome.status is None:
+        return AttemptError.CONNECTION_BROKEN
+    if outcome.status < 400:
+        return AttemptError.BAD_ANSWER
+    return AttemptError.REFUSED if outcome.refusal else AttemptError.SERVER_ERROR

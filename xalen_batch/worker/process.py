@@ -25,12 +25,13 @@ from xalen_batch import broker, catalog, db, disk, ids, log, memory, storage
 from xalen_batch.billing.charges import COMPONENTS
 from xalen_batch.broker import Job, Message
 from xalen_batch.config import settings
+from xalen_batch.metrics import server
 from xalen_batch.models import workers
 from xalen_batch.models.workers import WorkerWait
 from xalen_batch.pipeline import recover
 from xalen_batch.standalone import stores
 from xalen_batch.webhooks.sender import Sender
-from xalen_batch.worker import consumer, tasks
+from xalen_batch.worker import consumer, lane_metrics, tasks
 from xalen_batch.worker.engine import Engine
 
 logger = log.get(__name__)
@@ -189,6 +190,8 @@ def run_worker() -> None:
         return True
 
     engine, sender = Engine(spawn), Sender()
+    lane_metrics.install(engine.lanes.items)
+    server.start()
 
     def seen(alive: int) -> None:
         engine.share(alive)

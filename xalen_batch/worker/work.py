@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from msgspec import Raw, Struct
 
 from xalen_batch.backends.contract import Ended, NotRun, Request
+from xalen_batch.models.line_attempts import Attempt
 from xalen_batch.worker.circuit_breaker import Source
 
 
@@ -30,6 +31,10 @@ class Work(Protocol):
 
     def over(self, line: Any, outcome: Ended | NotRun) -> None:
         """Called once for each line, when it has ended or is returned."""
+        ...
+
+    def attempt_failed(self, line: Any, attempt: Attempt) -> None:
+        """Called for each line of a request that brought no answer, before `over`."""
         ...
 
 
@@ -65,10 +70,25 @@ class Entry:
     # Requests sent for it, and those whose failure counts against its line.
     attempts: int = 0
     failed: int = 0
-    # The number of its first request (`Circuit.sent`), and the lane's clock when it was sent.
+    # The number of its first request (`Circuit.sent`), and the lane's clock when it was sent; and
+    # the clock when its last request was sent.
     first: int = 0
     first_at: float = 0.0
+    sent_at: float = 0.0
     is_sent: bool = False
+
+    def sent(self, number: int, now: float) -> None:
+        """Its next request is sent: the number of the request, and the lane's clock."""
+        self.attempts += 1
+        self.is_sent = True
+        self.sent_at = now
+        if not self.first:
+            self.first, self.first_at = number, now
+
+    def unanswered(self, attempt: Attempt) -> None:
+        """Tell the work of each line that its last request brought no answer."""
+        for line in self.lines:
+            self.work.attempt_failed(line, attempt)
 
     @property
     def is_combined(self) -> bool:

@@ -319,6 +319,8 @@ NOT_AUDITED = {
     "inbox_requests": (
         "users' own lines; they go into a file, or with their schedule, whose deletion is logged"
     ),
+    "line_attempts": "failed attempts at lines, whose results are logged with their batch",
+    "lost_leases": "tasks whose workers were lost; the progress of a batch",
     "invoice_lines": "written with their invoice, and never changed",
     "erasures": "how far the erasing of a deleted file's answers is, each step of which is logged",
     "events": "tells changes of objects, whose own tables are logged",

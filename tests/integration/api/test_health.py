@@ -47,6 +47,7 @@ PATHS = {
     "/v1/batches/{batch_id}/lines/{custom_id}",
     "/v1/statements/{month}",
     "/v1/limits",
+    "/v1/demand",
     "/v1/events",
     "/v1/webhook_endpoints",
     "/v1/webhook_endpoints/{webhook_id}",

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from sqlalchemy import select
 
 from tests import ran
 from tests.integration.conftest import Api
@@ -10,7 +11,7 @@ from tests.ran import BUSY, answered
 from xalen import XALEN
 from xalen_batch import db, ids
 from xalen_batch.accounts import accounts
-from xalen_batch.models import Batch
+from xalen_batch.models import Batch, WebhookEndpoint
 from xalen_batch.pipeline import validate
 
 
@@ -74,6 +75,18 @@ def test_the_same_key_creates_one_retry(api: Api, first: Batch) -> None:
     assert api.ask("POST", path(first, "retry")).error["code"] == "already_retried"
 
 
+def test_a_retry_may_have_a_webhook_of_its_own(api: Api, first: Batch) -> None:
+    inside = {"webhook": {"url": "https://127.0.0.1/hooks"}}
+    refused = api.ask("POST", path(first, "retry"), inside)
+    assert (refused.status, refused.error["param"]) == (400, "webhook.url")
+    made = api.ask("POST", path(first, "retry"), {"webhook": {"url": "https://example.com/hooks"}})
+    assert made.status == 200, made.body
+    with db.reading() as session:
+        (webhook,) = session.scalars(select(WebhookEndpoint)).all()
+    assert ids.render("batch", webhook.batch_id or ids.new()) == made.json["id"]
+    assert webhook.url == "https://example.com/hooks"
+
+
 def test_the_merged_file_has_every_line_once(api: Api, first: Batch) -> None:
     made = api.ask("POST", path(first, "retry")).json
     batch_id = ids.parse("batch", made["id"])
@@ -91,6 +104,21 @@ def test_the_merged_file_has_every_line_once(api: Api, first: Batch) -> None:
     ]
     assert answer.headers["x-batch-complete"] == "true"
     assert f"{ids.render('batch', first.id)}_merged.jsonl" in answer.headers["content-disposition"]
+
+
+def test_the_merged_errors_are_the_lines_that_failed_in_all_retries(api: Api, first: Batch) -> None:
+    made = api.ask("POST", path(first, "retry")).json
+    batch_id = ids.parse("batch", made["id"])
+    assert batch_id is not None
+    validate.run(batch_id)
+    ran.end(batch_id, {"two": answered("again"), "three": ran.BUSY})
+    answer = api.ask("GET", path(first, "errors?merged=true"))
+    (line,) = [json.loads(line) for line in answer.body.splitlines()]
+    assert (line["custom_id"], line["id"][:42]) == ("three", f"batch_req_{batch_id.hex}")
+    assert "_merged_errors.jsonl" in answer.headers["content-disposition"]
+    # Without `merged`, those of the first batch alone.
+    own = api.ask("GET", path(first, "errors")).body.splitlines()
+    assert len(own) == 2
 
 
 def test_the_python_client_gives_the_last_result_of_each_line(api: Api, first: Batch) -> None:

@@ -9,6 +9,8 @@ import pytest
 
 from xalen_batch import catalog
 from xalen_batch.backends import registry
+from xalen_batch.backends.contract import Backend
+from xalen_batch.backends.metered import Metered
 from xalen_batch.backends.openai import OpenAIBackend
 from xalen_batch.backends.registry import backend_for
 from xalen_batch.backends.replicas import Replicas
@@ -44,6 +46,13 @@ def on_loop(check: Callable[[], None]) -> None:
     asyncio.run(main())
 
 
+def translated(model: Model, livemode: bool) -> Backend:
+    """The model's backend, without the layer that counts its requests."""
+    backend = backend_for(model, livemode)
+    assert isinstance(backend, Metered)
+    return backend.inner
+
+
 def test_test_mode_is_always_simulated_and_live_mode_is_what_the_catalog_says() -> None:
     def check() -> None:
         simulated = {"kind": "simulated", "has_responses": True}
@@ -52,11 +61,11 @@ def test_test_mode_is_always_simulated_and_live_mode_is_what_the_catalog_says() 
             (MISTRAL, True, OpenAIBackend),
             (mistral(**simulated), True, SimulatedBackend),
         ):
-            backend = backend_for(model, livemode)
+            backend = translated(model, livemode)
             assert isinstance(backend, ResponsesChat)
             assert isinstance(backend.inner, kind)
         own = mistral(base_url="http://127.0.0.1:9/v1", has_responses=True)
-        assert isinstance(backend_for(own, True), OpenAIBackend)
+        assert isinstance(translated(own, True), OpenAIBackend)
 
     on_loop(check)
 
@@ -64,7 +73,7 @@ def test_test_mode_is_always_simulated_and_live_mode_is_what_the_catalog_says() 
 def test_rerankers_take_chats_as_well() -> None:
     def check() -> None:
         for livemode, inner in ((False, SimulatedBackend), (True, OpenAIBackend)):
-            backend = backend_for(BGE, livemode)
+            backend = translated(BGE, livemode)
             assert isinstance(backend, RerankChat)
             assert isinstance(backend.inner, inner)
 
@@ -155,7 +164,7 @@ def test_an_entry_that_has_changed_gets_another_backend() -> None:
 def test_several_servers_are_one_backend() -> None:
     def check() -> None:
         urls = ["http://127.0.0.1:8/v1", "http://user:password@127.0.0.1:9/v1"]
-        backend = backend_for(mistral(base_urls=urls), True)
+        backend = translated(mistral(base_urls=urls), True)
         assert isinstance(backend, ResponsesChat)
         assert isinstance(backend.inner, Replicas)
         names = [replica.name for replica in backend.inner._replicas]

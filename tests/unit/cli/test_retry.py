@@ -94,4 +94,6 @@ def test_merged_results_are_one_file(api: Api) -> None:
     assert (result.exit_code, result.stdout_bytes) == (0, lines)
     assert api.requests[1][1] == "/v1/batches/batch_1/output?merged=true"
     assert "a retry of batch_1 still runs" in result.stderr
-    assert run(api, "results", "batch_1", "--merged", "--errors").exit_code == 2
+    api.answers = [ok(batch("batch_1", "completed")), ok(lines, **{"x-batch-complete": "true"})]
+    assert run(api, "results", "batch_1", "--merged", "--errors").exit_code == 0
+    assert api.requests[3][1] == "/v1/batches/batch_1/errors?merged=true"

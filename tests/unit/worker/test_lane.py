@@ -20,6 +20,7 @@ from xalen_batch.backends.contract import (
 )
 from xalen_batch.endpoints.names import CHAT
 from xalen_batch.endpoints.usage import Usage
+from xalen_batch.models.line_attempts import Attempt
 from xalen_batch.ratelimit.backend import Rates, estimate
 from xalen_batch.worker.circuit_breaker import Admission, Source, State
 from xalen_batch.worker.lane import BACKLOG, Lane
@@ -47,6 +48,7 @@ class Lines:
     is_stopped: bool = False
     source: Source = field(default_factory=lambda: Source.of(ids.new(), ids.new()))
     outcomes: dict[int, Ended | NotRun] = field(default_factory=dict)
+    attempts: list[tuple[int, Attempt]] = field(default_factory=list)
     is_over: asyncio.Event = field(default_factory=asyncio.Event)
 
     def over(self, line: FakeLine, outcome: Ended | NotRun) -> None:
@@ -54,6 +56,10 @@ class Lines:
         self.outcomes[line.number] = outcome
         if len(self.outcomes) == self.count:
             self.is_over.set()
+
+    def attempt_failed(self, line: FakeLine, attempt: Attempt) -> None:
+        assert line.number not in self.outcomes
+        self.attempts.append((line.number, attempt))
 
     def start(self, lane: Lane) -> "Lines":
         lane.add(self, [FakeLine(number) for number in range(self.count)])

@@ -25,6 +25,7 @@ from xalen_batch.backends.contract import (
 )
 from xalen_batch.endpoints.names import EMBEDDINGS
 from xalen_batch.endpoints.usage import Usage
+from xalen_batch.models.line_attempts import Attempt
 from xalen_batch.worker.circuit_breaker import Source
 from xalen_batch.worker.lane import Lane
 
@@ -55,6 +56,8 @@ class Lines:
     source: Source = field(default_factory=lambda: Source.of(ids.new(), ids.new()))
     outcomes: dict[int, Ended | NotRun] = field(default_factory=dict)
     is_over: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def attempt_failed(self, line: Line, attempt: Attempt) -> None: ...
 
     def over(self, line: Line, outcome: Ended | NotRun) -> None:
         assert line.number not in self.outcomes

@@ -21,6 +21,7 @@ from xalen_batch.backends.contract import (
 )
 from xalen_batch.endpoints.names import CHAT
 from xalen_batch.endpoints.usage import Usage
+from xalen_batch.models.line_attempts import Attempt
 from xalen_batch.worker.circuit_breaker import Source, State
 from xalen_batch.worker.lane import Lane
 
@@ -127,6 +128,8 @@ class Claim:
     @property
     def source(self) -> Source:
         return self.batch.source
+
+    def attempt_failed(self, line: Any, attempt: Attempt) -> None: ...
 
     def over(self, line: Any, outcome: Ended | NotRun) -> None:
         self.batch.over(line, outcome)

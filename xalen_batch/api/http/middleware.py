@@ -18,6 +18,7 @@ from xalen_batch.api.anthropic import errors as anthropic
 from xalen_batch.api.http import budget, credentials, paths
 from xalen_batch.api.http.responses import SLICE_BYTES, STREAM_BYTES
 from xalen_batch.errors import Unavailable
+from xalen_batch.metrics import counted
 from xalen_batch.ratelimit import account
 
 logger = log.get(__name__)
@@ -104,13 +105,17 @@ class RequestContext:
                 if status == CLIENT_CLOSED:
                     await errors.answer(Request(scope), error)(scope, receive, send_named)
             finally:
+                seconds, route = time.perf_counter() - started, _route(scope)
+                method = paths.method(scope)
+                counted.HTTP_REQUESTS.labels(scope["method"], route, status).inc()
+                counted.HTTP_SECONDS.labels(route).observe(seconds)
                 write = logger.debug if scope["path"] in PROBES else logger.info
                 write(
                     "api.request",
-                    method=paths.method(scope),
-                    route=_route(scope),
+                    method=method,
+                    route=route,
                     status=status,
-                    ms=round((time.perf_counter() - started) * 1000, 1),
+                    ms=round(seconds * 1000, 1),
                     **deps.identity_of(scope),
                 )
 

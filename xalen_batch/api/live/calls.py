@@ -19,6 +19,7 @@ from xalen_batch.backends.contract import Answered, Outcome, Refused, Request, R
 from xalen_batch.config import settings
 from xalen_batch.endpoints.usage import Usage
 from xalen_batch.errors import XalenError
+from xalen_batch.metrics import requests
 
 logger = log.get(__name__)
 T = TypeVar("T")
@@ -73,6 +74,7 @@ class Calls:
 
             def bill(usage: Usage) -> None:
                 use.used(usage)
+                requests.of(call.model.id, call.caller.livemode).used(usage)
                 recorder.add(Call(call.ledger, id, 200, usage))
 
             async with use.backend.open(request) as stream:

@@ -24,6 +24,7 @@ from xalen_batch.billing.charges import Tariff
 from xalen_batch.endpoints.names import Endpoint
 from xalen_batch.endpoints.usage import Usage
 from xalen_batch.errors import Unavailable
+from xalen_batch.metrics import counted
 from xalen_batch.models import ledgers
 from xalen_batch.pipeline import record
 from xalen_batch.pipeline.record import LineRef
@@ -177,6 +178,7 @@ class Recorder:
                     )
             if last is not None:
                 self._open[ledger] = (batch_id, last)
+                _count(ledger, rows)
                 return
             # Its day is over, or the transaction that created it was rolled back.
             del self._open[ledger]
@@ -195,6 +197,12 @@ def _rows(ledger: Ledger, calls: Sequence[Call], batch_id: UUID, *, first: int) 
         # The answer was delivered, and is not kept.
         found.append(msgspec.structs.replace(row, body=None))
     return found
+
+
+def _count(ledger: Ledger, rows: Sequence[record.Row]) -> None:
+    labels = ledger.model, counted.mode(ledger.owner.livemode)
+    counted.LIVE_CALLS.labels(*labels).inc(len(rows))
+    counted.CHARGED.labels(*labels).inc(sum(float(row.amount or 0) for row in rows))
 
 
 def _columns(ledger: Ledger) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""The alerts of `examples/monitoring`, in Prometheus' own tool."""
