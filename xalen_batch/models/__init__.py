@@ -6,8 +6,8 @@ from xalen_batch.models.base import Base
 from xalen_batch.models.batch_notes import BatchNote
 from xalen_batch.models.batch_paces import BatchPace
 from xalen_batch.models.batches import Batch
-from xalen_batch.models.credit_notes import CreditNote
 from xalen_batch.models.console import ConsoleToken
+from xalen_batch.models.credit_notes import CreditNote
 from xalen_batch.models.erasures import Erasure
 from xalen_batch.models.events import Event
 from xalen_batch.models.files import File
