@@ -40,6 +40,7 @@ RIGHTS: Mapping[str, Sequence[str]] = {
     # Erasing an output file erases the answers and keeps the charges.
     "results": (*APPEND_ONLY, "UPDATE (body)"),
     "sealed_lines": APPEND_ONLY,
+    "sign_offs": APPEND_ONLY,
     # The id never changes.
     "store_mark": (*READ_ONLY, "UPDATE (placed_at)"),
     "account_quotas": DELETING,

@@ -4,7 +4,7 @@ with `data` and `has_more`.
 
 import json
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from tests.unit.cli.schedules.answers import PREVIEW, RUN, SCHEDULE, ok
 from xalen_batch import db, ids
 from xalen_batch.accounts import keys
 from xalen_batch.accounts.accounts import Owner
-from xalen_batch.billing import price_changes
+from xalen_batch.billing import price_changes, sign_offs
 from xalen_batch.cli import client
 from xalen_batch.cli.main import app
 from xalen_batch.endpoints.usage import Usage
@@ -181,6 +181,11 @@ CALLS: dict[str, tuple[list[str], list[Any]]] = {
     "prices cancel": (["UPCOMING"], []),
     "credits create": (["BILLED", "--reason", "late"], []),
     "credits list": (["acme"], []),
+    "statements sign-off": (["2026-03"], []),
+    "statements list": ([], []),
+    "statements verify": ([], []),
+    "statements export": (["2026-03", "BOOKS"], []),
+    "statements verify-files": (["EXPORTED"], []),
     "keys create": (["--account", "acme"], []),
     "keys list": ([], []),
     "keys rotate": (["KEY"], []),
@@ -219,6 +224,8 @@ LISTS = {
         "prices list",
         "prices sync",
         "prices set",
+        "statements list",
+        "statements verify",
         "prices upcoming",
         "prices cancel",
         "keys list",
@@ -267,6 +274,8 @@ def words(
             {"input": Decimal(1)},
             datetime.now(UTC) + timedelta(days=1),
         )
+        signed = sign_offs.sign_off(session, date(2026, 3, 1))
+        sign_offs.export(session, signed, tmp_path / "exported")
     billed = billing.ended([Ran(Usage(1_000))])
     with imitate(VLLM) as server:
         catalog = tmp_path / "catalog.toml"
@@ -279,6 +288,8 @@ def words(
             "OUT": str(tmp_path / "out.jsonl"),
             "KEY": key_id,
             "UPCOMING": RERANK_MODEL,
+            "BOOKS": str(tmp_path / "books"),
+            "EXPORTED": str(tmp_path / "exported"),
             "BILLED": ids.render("batch", billed.id),
             "SERVER": server.url,
         }
