@@ -20,6 +20,7 @@ from xalen_batch.models.quotas import AccountQuota, AccountTally
 from xalen_batch.models.results import Result
 from xalen_batch.models.schedules import ConsumedObject, InboxRequest, Schedule, ScheduleRun
 from xalen_batch.models.sealed_lines import SealedLines
+from xalen_batch.models.sign_offs import SignOff
 from xalen_batch.models.tasks import Task
 from xalen_batch.models.uploads import Upload, UploadPart
 from xalen_batch.models.webhooks import WebhookDelivery, WebhookEndpoint
@@ -52,6 +53,7 @@ __all__ = [
     "Schedule",
     "ScheduleRun",
     "SealedLines",
+    "SignOff",
     "StoreMark",
     "Task",
     "Upload",
