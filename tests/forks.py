@@ -55,7 +55,7 @@ IMPORTED_EARLY = (
 TITLE_SIZE = 4000
 # Bytes of a request, and its descriptors.
 MOST_BYTES, MOST_DESCRIPTORS = 200_000, 16
-# Descriptors are moved here before they get the numbers that were asked for.
+# Descriptors are kept from here on, so that the numbers that forks ask for are free.
 HIGH = 200
 
 # On other systems, processes are started anew.
@@ -232,20 +232,23 @@ def serve(control: socket.socket) -> dict[str, Any]:
             if not message:
                 os._exit(0)
             request = json.loads(message)
-            answers = socket.socket(fileno=descriptors.pop(3))
+            told = descriptors.pop(3)
+            answers = socket.socket(fileno=fcntl.fcntl(told, fcntl.F_DUPFD_CLOEXEC, HIGH))
+            os.close(told)
             pid = os.fork()
             if pid == 0:
                 control.close()
-                answers.close()
                 for descriptor, (_, other) in running.items():
                     os.close(descriptor)
                     other.close()
                 _become(request, descriptors)
+                # Told when all is set up, as Popen returns when the program was executed.
+                with answers:
+                    _tell(answers, os.getpid())
                 return request
             for descriptor in descriptors:
                 os.close(descriptor)
             running[os.pidfd_open(pid)] = pid, answers
-            _tell(answers, pid)
 
 
 def _tell(answers: socket.socket, number: int) -> None:

@@ -113,6 +113,16 @@ def is_ready(file: File) -> bool:
     return file.sha256 is not None or file.batch_id is not None
 
 
+def make_ready(session: Session, file_id: UUID, size: int, sha256: bytes) -> None:
+    """Give a file the size and digest of its content, which is in storage."""
+    session.execute(
+        update(File)
+        .where(File.id == file_id)
+        .values(size=size, sha256=sha256)
+        .execution_options(synchronize_session=False)
+    )
+
+
 def refuse_if_not_ready(session: Session, file: File, *, param: str) -> None:
     """Raise InvalidRequest for a file that has no content yet."""
     if is_ready(file):

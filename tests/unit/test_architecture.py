@@ -39,6 +39,9 @@ ASYNC_ROOMS = (
     "api/anthropic/intake.py",
     "api/inbox.py",
     "api/live/",
+    "console/assets.py",
+    "console/new_batch.py",
+    "console/routes.py",
     # A probe must not wait for a thread.
     "api/health.py",
 )

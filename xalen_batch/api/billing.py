@@ -1,7 +1,7 @@
 """Extension: the invoice of a batch, the statement of a month, and both as CSV."""
 
-from collections.abc import Iterator
-from datetime import UTC, datetime
+from collections.abc import Iterator, Sequence
+from datetime import UTC, date, datetime
 from typing import Annotated, Any
 
 import orjson
@@ -51,6 +51,11 @@ def download_invoice_lines(caller: BriefBiller, batch_id: str) -> Response:
 
     The amounts sum to the invoice's total.
     """
+    return lines_of_invoice(caller, batch_id)
+
+
+def lines_of_invoice(caller: Caller, batch_id: str) -> Response:
+    """The lines behind the invoice of a batch, as a download."""
     with db.reading() as session:
         batch = batches.get(session, caller, batch_id, or_ledger=True)
         invoices.of_batch(session, batch)
@@ -79,7 +84,12 @@ def download_invoices(
         else statements.parse_month(first, param="from")
     )
     end = begin if last is None else statements.parse_month(last, param="to")
-    pieces = invoices_csv.of_account(caller, begin, end, metadata=metadata or ())
+    return invoices_of(caller, begin, end, metadata or ())
+
+
+def invoices_of(caller: Caller, begin: date, end: date, metadata: Sequence[str]) -> Response:
+    """The invoices of the months from `begin` to `end`, as a download."""
+    pieces = invoices_csv.of_account(caller, begin, end, metadata=metadata)
     return _download(pieces, "invoices.csv")
 
 

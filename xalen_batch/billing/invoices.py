@@ -10,10 +10,11 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import Session
 
 from xalen_batch import ids, log, money
+from xalen_batch.accounts.accounts import Owner
 from xalen_batch.billing import sums
 from xalen_batch.billing.charges import CACHED_INPUT, USAGE_COUNTED
 from xalen_batch.billing.sums import ModelSums
-from xalen_batch.errors import NotFound
+from xalen_batch.errors import QUOTED_CHARS, NotFound
 from xalen_batch.models import Batch, Invoice, InvoiceLine, ScheduleRun
 from xalen_batch.models.base import table_of
 from xalen_batch.states import BatchStatus
@@ -81,6 +82,24 @@ def of_batch(session: Session, batch: Batch) -> Invoice:
             " invoice."
         )
     raise NotFound(f"Batch {name} is {batch.status}; its invoice is issued when it ends.")
+
+
+def get(session: Session, owner: Owner, public_id: str) -> Invoice:
+    """The invoice of a batch of this owner, by the invoice's own id. Raises NotFound."""
+    id = ids.parse("inv", public_id)
+    invoice = None
+    if id is not None:
+        invoice = session.scalars(
+            select(Invoice).where(
+                Invoice.id == id,
+                Invoice.account_id == owner.account_id,
+                Invoice.livemode == owner.livemode,
+                Invoice.batch_id.is_not(None),
+            )
+        ).one_or_none()
+    if invoice is None:
+        raise NotFound(f"No such invoice of a batch: {public_id[:QUOTED_CHARS]}")
+    return invoice
 
 
 def totals(session: Session, batch_ids: Iterable[UUID]) -> dict[UUID, Decimal]:

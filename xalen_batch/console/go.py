@@ -12,7 +12,13 @@ from xalen_batch.console.routes import PATH, PageRoute
 from xalen_batch.errors import QUOTED_CHARS, NotFound
 
 router = APIRouter(prefix=PATH, route_class=PageRoute, include_in_schema=False)
-PAGES: dict[ids.Kind, str] = {"batch": "batches"}
+PAGES: dict[ids.Kind, str] = {
+    "batch": "batches",
+    "sched": "schedules",
+    "file": "files",
+    "inv": "invoices",
+    "whe": "settings/webhooks",
+}
 
 
 @router.get("/go")

@@ -41,10 +41,21 @@ def show_line(
         block="drawer",
         line=line,
         charge=line.charge if may_bill else None,
+        failure=_failure(line),
         asked=_shown(found.request, line.request),
         answered=_shown(found.result, line.result),
         back=f"{PATH}/batches/{line.batch_id}#lines",
     )
+
+
+def _failure(line: LineObject) -> str | None:
+    """The message of the error with which the line ended."""
+    if line.result is None or line.usage is not None:
+        return None
+    body = (line.result.get("response") or {}).get("body")
+    error = line.result.get("error") or (body.get("error") if isinstance(body, dict) else None)
+    message = error.get("message") if isinstance(error, dict) else None
+    return message[:MOST_SHOWN] if isinstance(message, str) else None
 
 
 def _shown(raw: bytes | None, parsed: Any) -> str | None:

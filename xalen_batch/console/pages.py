@@ -2,7 +2,21 @@
 
 from fastapi import APIRouter, FastAPI, Request, Response
 
-from xalen_batch.console import assets, batch, batches, go, line, new_batch, overview, sign_in
+from xalen_batch.console import (
+    assets,
+    batch,
+    batches,
+    files,
+    go,
+    invoices,
+    line,
+    models,
+    new_batch,
+    overview,
+    schedules,
+    settings,
+    sign_in,
+)
 from xalen_batch.console.routes import PATH, PageRoute
 from xalen_batch.errors import QUOTED_CHARS, NotFound
 
@@ -26,6 +40,11 @@ def install(app: FastAPI) -> None:
         new_batch.router,
         line.router,
         batch.router,
+        schedules.router,
+        files.router,
+        invoices.router,
+        models.router,
+        settings.router,
         missing,
     ):
         app.include_router(router)

@@ -45,7 +45,10 @@ def sign_in(
         return views.show(
             request, None, "sign_in.html", status=error.status, next=_inside(next), error=error
         )
-    return _signed_in(request, token, _inside(next))
+    path = _inside(next)
+    if path == PATH and Scope.READ not in caller.scopes:
+        path = f"{PATH}/invoices"
+    return _signed_in(request, token, path)
 
 
 @router.get("/sign-in/{token}")

@@ -47,6 +47,11 @@ HEADERS = {
 NAVIGATION: list[tuple[str, str, str, Scope]] = [
     ("/console", "overview", "Overview", Scope.READ),
     ("/console/batches", "batch", "Batches", Scope.READ),
+    ("/console/schedules", "moon", "Schedules", Scope.READ),
+    ("/console/files", "file", "Files", Scope.READ),
+    ("/console/invoices", "invoice", "Invoices", Scope.BILLING),
+    ("/console/models", "backend", "Models", Scope.READ),
+    ("/console/settings", "key", "Settings", Scope.READ),
 ]
 
 

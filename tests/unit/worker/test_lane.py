@@ -423,7 +423,9 @@ def test_a_lane_has_room_until_a_full_limit_waits_behind_those_in_flight() -> No
 def test_a_lane_asks_for_more_once_while_some_lines_still_wait() -> None:
     async def main() -> None:
         asked: list[int] = []
-        lane = Lane(Script(OK), 10, on_capacity=lambda: asked.append(lane.unfinished))
+        lane = Lane(
+            Script(OK), 10, on_capacity=lambda: asked.append(lane.unfinished), clock=lambda: 0.0
+        )
         await Lines(40).run(lane)
         assert asked == [14]
         # The engine claims again anyway after a claim that left free capacity.
