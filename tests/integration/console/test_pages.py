@@ -76,8 +76,8 @@ def test_every_page_is_walked(everything: dict[str, list[str]]) -> None:
 
 def test_hostile_texts_are_inert(visitor: Person, everything: dict[str, list[str]]) -> None:
     shown = ""
-    for addresses in everything.values():
-        for address in addresses:
+    for some in everything.values():
+        for address in some:
             page = visitor.browser.page(address)
             for text in HOSTILE[:3]:
                 assert text not in page.html, address
@@ -94,8 +94,8 @@ def test_a_page_is_light(visitor: Person, everything: dict[str, list[str]]) -> N
         for path in assets.FOLDER.iterdir()
         if path.suffix in (".css", ".js", ".svg")
     )
-    for addresses in everything.values():
-        for address in addresses:
+    for some in everything.values():
+        for address in some:
             assert visitor.browser.page(address).weight + with_it < HEAVIEST, address
 
 
