@@ -17,6 +17,7 @@ from urllib.request import Request, urlopen
 import psycopg
 from sqlalchemy.engine import make_url
 
+from tests import databases
 from tests.chaos.receiver import WELL
 from tests.e2e.processes import (
     Process,
@@ -206,6 +207,7 @@ class System:
         return found
 
     def _start(self, closing: ExitStack) -> None:
+        databases.copy_to(self.postgres.folder)
         for store in (self.postgres, self.valkey):
             closing.callback(store.stop)
             store.start()

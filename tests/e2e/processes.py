@@ -15,7 +15,7 @@ from typing import IO
 from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
-from tests import forks
+from tests import databases, forks
 from tests.waiting import wait_until
 
 COMMAND = Path(sys.executable).with_name("xalen-batch")
@@ -161,10 +161,13 @@ def up(
 ) -> Iterator[System]:
     """`xalen-batch up` on a folder and a free port, with embedded stores.
 
+    An executed one makes its database itself; a fork finds one that is migrated and empty.
     Yielded when it watches its parts. An API that is ready does not show that: a part that ends
     before `up` has seen the same is one that did not start, which ends `up`.
     """
     data_dir.mkdir(parents=True, exist_ok=True)
+    if not executed:
+        databases.copy_to(data_dir / "postgres")
     port = free_port()
     log = data_dir / "up.log"
     begun = log.stat().st_size if log.exists() else 0

@@ -15,19 +15,16 @@ from typing import Any, NamedTuple
 
 import openai
 import psycopg
-from alembic import command
 from openai.types import Batch
 from sqlalchemy import URL, NullPool, create_engine
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session
 
-from tests import factories
+from tests import databases, factories
 from tests.e2e import processes
 from tests.e2e.processes import Process
 from tests.fault_proxy import FaultProxy
-from xalen_batch import migrate
 from xalen_batch.billing import prices, reconcile
-from xalen_batch.migrate import rights
 from xalen_batch.standalone import stores
 
 LINES = 400
@@ -99,6 +96,8 @@ class Stack:
         self.model_port = processes.free_port()
         self.backend = running.enter_context(FaultProxy(("127.0.0.1", self.model_port)))
         self.port = processes.free_port()
+        if code is None:
+            databases.copy_to(self.postgres.folder)
         for store in (self.postgres, self.valkey):
             store.start()
             running.callback(store.stop)
@@ -117,9 +116,7 @@ class Stack:
             "port": self.port,
             **(settings or {}),
         }
-        if code is None:
-            self._migrate_here(str(through.username), str(through.password))
-        else:
+        if code is not None:
             subprocess.run(self.migration, env=self.owner_env(), check=True, timeout=300)
         with self.session() as session:
             prices.fill(session)
@@ -129,16 +126,6 @@ class Stack:
         self.api = self.start("api")
         self.worker = self.start("worker")
         self.wait_until_ready()
-
-    def _migrate_here(self, role: str, password: str) -> None:
-        """Migrate in this process, since starting one takes long on a busy machine."""
-        migrations = migrate.alembic()
-        migrations.set_main_option(
-            "sqlalchemy.url", self.url().render_as_string(hide_password=False).replace("%", "%%")
-        )
-        command.upgrade(migrations, "head")
-        with self.direct() as connection, connection.transaction():
-            rights.grant(connection, role, password)
 
     @property
     def address(self) -> str:

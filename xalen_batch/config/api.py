@@ -30,6 +30,13 @@ class Api(BaseModel):
     max_reported_errors: int = Field(
         1_000, gt=0, description="Validation errors kept for one batch."
     )
+    pdf_fonts: str = Field(
+        "",
+        description=(
+            "Font files for further scripts in PDFs, such as Chinese, separated by colons (TrueType"
+            " or OpenType)."
+        ),
+    )
     live: Literal["on", "off"] = Field(
         "on", description="Whether the API answers live calls, or 404."
     )

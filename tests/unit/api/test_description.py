@@ -35,6 +35,7 @@ ANTHROPICS = {
 }
 UNREADY = {"livez", "readyz"}
 DOWNLOADS = {"downloadFile", "getBatchOutput", "getBatchErrors"}
+PDF = {"downloadInvoicePdf", "downloadStatementPdf"}
 CSV = {"downloadInvoiceLines", "downloadInvoices"}
 STREAM = "streamBatchEvents"
 
@@ -81,6 +82,12 @@ def test_no_answer_is_without_a_shape(name: str) -> None:
         return
     if name == "getMessageBatchResults":
         assert (kind, media["schema"]) == ("application/x-jsonl", {"type": "string"})
+        return
+    if name in PDF:
+        assert (kind, media["schema"]) == (
+            "application/pdf",
+            {"type": "string", "format": "binary"},
+        )
         return
     if name in CSV:
         assert (kind, media["schema"]) == ("text/csv", {"type": "string"})
