@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from tests.browser.conftest import Open
+from tests.browser.conftest import Open, Seeded
 from tests.factories import chat_line, jsonl
 
 
@@ -41,6 +41,11 @@ def test_from_a_faulty_file_to_its_answers(tab: Open, tmp_path: Path) -> None:
         f"ticket-{number}" for number in range(30)
     ]
     assert opened.problems() == []
+
+
+def test_up_tells_where_the_console_is_and_keeps_the_link_out_of_a_log(seeded: Seeded) -> None:
+    told = (seeded.system.data_dir / "up.log").read_text("utf-8")
+    assert f"The console, for a browser: {seeded.system.address}/console/sign-in\n" in told
 
 
 def test_the_same_without_scripts(tab: Open, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """An account's objects for the pages: batches in several states, with what hostile users write."""
 
 from dataclasses import dataclass
+from urllib.parse import quote, urlencode
 
 import orjson
 from sqlalchemy import update
@@ -77,6 +78,42 @@ def everything(caller: Caller) -> Made:
         schedule=ids.render("sched", schedule.id),
         webhook=ids.render("whe", webhook.id),
     )
+
+
+def addresses(found: Made) -> dict[str, list[str]]:
+    """Addresses of each page that is read, by its route."""
+    ended, failed, waiting = (
+        f"/console/batches/{id}" for id in (found.ended, found.failed, found.waiting)
+    )
+    return {
+        "/console": ["/console"],
+        "/console/batches": [
+            "/console/batches",
+            "/console/batches?days=2&status=completed",
+            f"/console/batches?{urlencode({'note': f'0{HOSTILE[0][:20]}={HOSTILE[0]}'})}",
+        ],
+        "/console/batches/new": [
+            "/console/batches/new",
+            f"/console/batches/new?file_id={found.file}",
+        ],
+        "/console/batches/{batch_id}": [ended, failed, waiting, f"{ended}?only=failed"],
+        "/console/batches/{batch_id}/line": [
+            f"{ended}/line?id={quote(text)}" for text in (*HOSTILE, "refused")
+        ],
+        "/console/batches/{batch_id}/cancel": [f"{waiting}/cancel"],
+        "/console/batches/{batch_id}/retry": [f"{ended}/retry"],
+        "/console/schedules": ["/console/schedules"],
+        "/console/schedules/{schedule_id}": [f"/console/schedules/{found.schedule}"],
+        "/console/schedules/{schedule_id}/run": [f"/console/schedules/{found.schedule}/run"],
+        "/console/files": ["/console/files", "/console/files?purpose=batch_output"],
+        "/console/files/{file_id}": [f"/console/files/{found.file}"],
+        "/console/files/{file_id}/delete": [f"/console/files/{found.file}/delete"],
+        "/console/invoices": ["/console/invoices", "/console/invoices?month=2020-02"],
+        "/console/invoices/{id}": [f"/console/invoices/{found.ended}"],
+        "/console/models": ["/console/models"],
+        "/console/settings": ["/console/settings"],
+        "/console/settings/webhooks/{webhook_id}": [f"/console/settings/webhooks/{found.webhook}"],
+    }
 
 
 def _answered(text: str) -> Answered:

@@ -3,14 +3,13 @@
 import gzip
 import hashlib
 from collections.abc import Callable
-from urllib.parse import quote, urlencode
 
 import pytest
 from fastapi import FastAPI
 
 from tests.integration.console import made
 from tests.integration.console.conftest import Browser, Person
-from tests.integration.console.made import HOSTILE, Made
+from tests.integration.console.made import HOSTILE, Made, addresses
 from xalen_batch import db
 from xalen_batch.accounts.accounts import ORDINARY, Scope
 from xalen_batch.console import assets, pages, views
@@ -45,42 +44,6 @@ def routes() -> list[tuple[str, str]]:
 ROUTES = routes()
 
 
-def addresses(found: Made) -> dict[str, list[str]]:
-    """Addresses of each page that is read, by its route."""
-    ended, failed, waiting = (
-        f"/console/batches/{id}" for id in (found.ended, found.failed, found.waiting)
-    )
-    return {
-        "/console": ["/console"],
-        "/console/batches": [
-            "/console/batches",
-            "/console/batches?days=2&status=completed",
-            f"/console/batches?{urlencode({'note': f'0{HOSTILE[0][:20]}={HOSTILE[0]}'})}",
-        ],
-        "/console/batches/new": [
-            "/console/batches/new",
-            f"/console/batches/new?file_id={found.file}",
-        ],
-        "/console/batches/{batch_id}": [ended, failed, waiting, f"{ended}?only=failed"],
-        "/console/batches/{batch_id}/line": [
-            f"{ended}/line?id={quote(text)}" for text in (*HOSTILE, "refused")
-        ],
-        "/console/batches/{batch_id}/cancel": [f"{waiting}/cancel"],
-        "/console/batches/{batch_id}/retry": [f"{ended}/retry"],
-        "/console/schedules": ["/console/schedules"],
-        "/console/schedules/{schedule_id}": [f"/console/schedules/{found.schedule}"],
-        "/console/schedules/{schedule_id}/run": [f"/console/schedules/{found.schedule}/run"],
-        "/console/files": ["/console/files", "/console/files?purpose=batch_output"],
-        "/console/files/{file_id}": [f"/console/files/{found.file}"],
-        "/console/files/{file_id}/delete": [f"/console/files/{found.file}/delete"],
-        "/console/invoices": ["/console/invoices", "/console/invoices?month=2020-02"],
-        "/console/invoices/{id}": [f"/console/invoices/{found.ended}"],
-        "/console/models": ["/console/models"],
-        "/console/settings": ["/console/settings"],
-        "/console/settings/webhooks/{webhook_id}": [f"/console/settings/webhooks/{found.webhook}"],
-    }
-
-
 # Pages with prices and estimates, which are no secret.
 PRICES = {"/console/batches/new", "/console/models"}
 # Routes that answer with something else than a page.
@@ -113,8 +76,8 @@ def test_every_page_is_walked(everything: dict[str, list[str]]) -> None:
 
 def test_hostile_texts_are_inert(visitor: Person, everything: dict[str, list[str]]) -> None:
     shown = ""
-    for addresses in everything.values():
-        for address in addresses:
+    for some in everything.values():
+        for address in some:
             page = visitor.browser.page(address)
             for text in HOSTILE[:3]:
                 assert text not in page.html, address
@@ -131,8 +94,8 @@ def test_a_page_is_light(visitor: Person, everything: dict[str, list[str]]) -> N
         for path in assets.FOLDER.iterdir()
         if path.suffix in (".css", ".js", ".svg")
     )
-    for addresses in everything.values():
-        for address in addresses:
+    for some in everything.values():
+        for address in some:
             assert visitor.browser.page(address).weight + with_it < HEAVIEST, address
 
 

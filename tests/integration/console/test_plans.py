@@ -7,7 +7,6 @@ from sqlalchemy import Connection, event
 from tests.integration import plans
 from tests.integration.console import made
 from tests.integration.console.conftest import Person
-from tests.integration.console.test_pages import addresses
 from xalen_batch import db
 
 # Tables of a few rows each: prices and workers, of which all are read.
@@ -16,7 +15,7 @@ SMALL = {"prices", "store_mark", "workers"}
 
 def test_every_statement_has_an_index(visitor: Person) -> None:
     """PostgreSQL plans without sequential scans where an index can serve a statement at all."""
-    found = addresses(made.everything(visitor.caller))
+    found = made.addresses(made.everything(visitor.caller))
     sent: list[tuple[str, Any]] = []
 
     def note(_: Connection, __: object, statement: str, parameters: Any, *___: object) -> None:

@@ -11,6 +11,7 @@ from tests.integration.console.conftest import Browser, Person
 from xalen_batch import db
 from xalen_batch.accounts import accounts, audit, keys, sessions
 from xalen_batch.models import Account, ApiKey, ConsoleToken
+from xalen_batch.standalone import credentials
 
 
 @pytest.fixture
@@ -166,6 +167,16 @@ class TestLinks:
         assert seen.status == 401
         assert "used already" in seen.text
         assert again.cookies == {}
+
+    def test_the_link_of_up_signs_in_to_test_mode(self, stranger: Browser) -> None:
+        with db.transaction() as session:
+            keys = {name: factories.key(session) for name in ("test_key", "live_key")}
+            base = f"http://127.0.0.1:{stranger.port}/v1"
+            link = credentials.sign_in_link(session, credentials.Credentials(base, **keys))
+        origin, _, path = link.partition("/console")
+        assert origin == base.removesuffix("/v1")
+        stranger.get(f"/console{path}")
+        assert "Test mode" in stranger.page("/console").text
 
     def test_the_token_of_a_link_is_no_session(self, stranger: Browser) -> None:
         with db.transaction() as session:
