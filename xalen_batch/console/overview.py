@@ -37,6 +37,10 @@ def overview(request: Request, session: Session, visitor: Visitor) -> Response:
     """The state of the account in one mode."""
     now = int(time())
     running = _open(session, visitor, now)
+    if request.headers.get("hx-target") == "running":
+        return views.show(
+            request, visitor, "overview.html", block="now_running", rows=running, now=now
+        )
     found = schedules.page(session, visitor.caller, limit=MOST_SCHEDULES, after=None)
     planned = api.shown(session, found.data)
     notes = attention.of(session, visitor, running, planned, now)
@@ -47,7 +51,6 @@ def overview(request: Request, session: Session, visitor: Visitor) -> Response:
         request,
         visitor,
         "overview.html",
-        block="now_running",
         rows=running,
         notes=notes,
         headline=_headline(running, notes),
