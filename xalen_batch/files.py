@@ -7,11 +7,14 @@ from uuid import UUID
 
 import sqlalchemy
 from sqlalchemy import (
+    ARRAY,
     BindParameter,
     ColumnElement,
     Interval,
     Select,
     Text,
+    Uuid,
+    any_,
     bindparam,
     cast,
     func,
@@ -276,17 +279,20 @@ def erase_all(session: Session, found: Sequence[File]) -> None:
     """Delete files whose rows the caller has locked. A sweep erases all answers later."""
     _erase_contents(session, found)
     erasure.begin_later(session, [file.id for file in found if file.batch_id is not None])
-    # Account by account, since the commit locks the tallies in the order of these updates.
     by_owner: dict[tuple[UUID, bool], list[UUID]] = {}
     for file in found:
         by_owner.setdefault((file.account_id, file.livemode), []).append(file.id)
-    for _, own in sorted(by_owner.items()):
-        session.execute(
-            update(File)
-            .where(File.id.in_(own))
-            .values(deleted_at=func.now())
-            .execution_options(synchronize_session=False)
-        )
+    if by_owner:
+        # Account by account, since the commit locks the tallies in the order of these updates. The
+        # driver sends them all at once.
+        session.execute(_DELETE, [{"own": own} for _, own in sorted(by_owner.items())])
+
+
+_DELETE = (
+    update(table_of(File))
+    .where(table_of(File).c.id == any_(bindparam("own", type_=ARRAY(Uuid))))
+    .values(deleted_at=func.now())
+)
 
 
 def _erase_contents(session: Session, found: Sequence[File]) -> None:

@@ -51,6 +51,8 @@ PATHS = {
     "/v1/credit_notes",
     "/v1/credit_notes/{credit_note_id}",
     "/v1/batches/{batch_id}/invoice/lines.csv",
+    "/v1/batches/{batch_id}/invoice/pdf",
+    "/v1/statements/{month}/pdf",
     "/v1/invoices.csv",
     "/v1/events",
     "/v1/webhook_endpoints",

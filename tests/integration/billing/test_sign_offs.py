@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from tests import factories
 from tests.conftest import as_owner
-from tests.integration.billing.test_credit_notes import backdate, billed, credit
+from tests.credit_notes import backdate, billed, credit
 from tests.statements import IN_MARCH, MARCH, a_caller, an_invoice, issue_due, read
 from xalen_batch import db
 from xalen_batch.accounts.accounts import Caller
