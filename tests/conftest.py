@@ -205,13 +205,11 @@ def _fill_prices(session: Session) -> None:
     listed = tuple(sorted(prices._listed().items()))
     if listed in _filled:
         rows = "jsonb_populate_recordset(NULL::prices, CAST(:rows AS jsonb))"
-        session.execute(
-            text(f"INSERT INTO prices SELECT * FROM {rows}"), {"rows": _filled[listed]}
-        )
+        session.execute(text(f"INSERT INTO prices SELECT * FROM {rows}"), {"rows": _filled[listed]})
         return
     prices.fill(session)
     # PostgreSQL reads the timestamp `now` as the time of the transaction that inserts it.
-    made = "SELECT jsonb_agg(to_jsonb(prices) || '{\"valid_from\": \"now\"}')::text FROM prices"
+    made = 'SELECT jsonb_agg(to_jsonb(prices) || \'{"valid_from": "now"}\')::text FROM prices'
     _filled[listed] = session.scalar(text(made))
 
 
