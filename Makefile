@@ -1,6 +1,6 @@
 # The verbs of the repository. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help install demo test alerts attack fuzz chaos bench lint audit docs clean
+.PHONY: help install demo test alerts attack fuzz chaos bench browser lint audit docs clean
 SHELL := /bin/sh
 
 UV_VERSION := 0.13.9
@@ -42,6 +42,9 @@ bench: .venv/.bench ## Measure against what users would write instead; SCENARIOS
 chaos: install ## Kill, freeze, cut off and empty everything at random, and look for a line that is lost or billed twice; SEED=17 RUNS=1 for one run
 	@.venv/bin/python -m tests.chaos --seed $(or $(SEED),1) --runs $(or $(RUNS),500) $(if $(PUBLISH),--publish)
 
+browser: .venv/.browser ## Test the console in a Chromium: every page in light and dark, wide and narrow, and without scripts
+	@.venv/bin/python -m pytest -q -o python_files='check_*.py' tests/browser $(if $(ONLY),-k $(ONLY))
+
 lint: install ## Check format, style, types and the direction of imports
 	@.venv/bin/ruff format --check .
 	@.venv/bin/ruff check .
@@ -71,6 +74,10 @@ clean: ## Remove what install, demo, test and docs have made in the checkout; da
 
 .venv/.real: .venv/.installed
 	.tools/bin/uv sync --locked --quiet --inexact --group real --python .tools/bin/python
+	@touch $@
+
+.venv/.browser: .venv/.installed
+	.tools/bin/uv sync --locked --quiet --inexact --group browser --python .tools/bin/python
 	@touch $@
 
 .docs/.installed: .venv/.installed

@@ -16,7 +16,9 @@ LONGEST_VALUE = 80
 _BOUNDS = {"gt": "more than", "ge": "at least", "lt": "less than", "le": "at most"}
 PREFIX = "XALEN_"
 # Variables of the command line, which are not settings.
-CLI_VARIABLES = frozenset({"XALEN_BASE_URL", "XALEN_API_KEY", "XALEN_DEBUG"})
+CLI_VARIABLES = frozenset(
+    {"XALEN_BASE_URL", "XALEN_API_KEY", "XALEN_DEBUG", "XALEN_WEBHOOK_SECRET"}
+)
 
 # Words for errors, by the beginning of their type in pydantic.
 _IS_NOT = {

@@ -265,6 +265,15 @@ def lift_timeouts(session: Session) -> None:
     cast(_Connection, driver(session)).is_patient = True
 
 
+def plan_generically(session: Session) -> None:
+    """Run the following statements of this transaction with plans for any values.
+
+    PostgreSQL keeps such a plan for the connection. Use it where planning takes longer than
+    running, and the values do not decide which plan is good.
+    """
+    session.execute(text("SET LOCAL plan_cache_mode = force_generic_plan"))
+
+
 def now(session: Session) -> datetime:
     """The beginning of this transaction, by PostgreSQL's clock."""
     return session.execute(select(func.now())).scalar_one()

@@ -1,17 +1,20 @@
 """Files of an owner: uploads, and the output files of batches."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from enum import StrEnum
 from uuid import UUID
 
 import sqlalchemy
 from sqlalchemy import (
+    ARRAY,
     BindParameter,
     ColumnElement,
     Interval,
     Select,
     Text,
+    Uuid,
+    any_,
     bindparam,
     cast,
     func,
@@ -113,6 +116,16 @@ def is_ready(file: File) -> bool:
     return file.sha256 is not None or file.batch_id is not None
 
 
+def make_ready(session: Session, file_id: UUID, size: int, sha256: bytes) -> None:
+    """Give a file the size and digest of its content, which is in storage."""
+    session.execute(
+        update(File)
+        .where(File.id == file_id)
+        .values(size=size, sha256=sha256)
+        .execution_options(synchronize_session=False)
+    )
+
+
 def refuse_if_not_ready(session: Session, file: File, *, param: str) -> None:
     """Raise InvalidRequest for a file that has no content yet."""
     if is_ready(file):
@@ -161,6 +174,12 @@ def page(
     rows = _visible(owner.account_id, owner.livemode)
     rows = rows.where(File.purpose != Purpose.CALL if purpose is None else File.purpose == purpose)
     return paging.page(session, rows, File.id, "file", limit=limit, order=order, after=after)
+
+
+def names(session: Session, file_ids: Iterable[UUID]) -> dict[UUID, str]:
+    """The names of files by their ids, also of deleted ones; empty names once they are erased."""
+    rows = session.execute(select(File.id, File.filename).where(File.id.in_(list(file_ids))))
+    return {row.id: row.filename for row in rows}
 
 
 def delete(session: Session, owner: Owner, public_id: str) -> File:
@@ -260,17 +279,20 @@ def erase_all(session: Session, found: Sequence[File]) -> None:
     """Delete files whose rows the caller has locked. A sweep erases all answers later."""
     _erase_contents(session, found)
     erasure.begin_later(session, [file.id for file in found if file.batch_id is not None])
-    # Account by account, since the commit locks the tallies in the order of these updates.
     by_owner: dict[tuple[UUID, bool], list[UUID]] = {}
     for file in found:
         by_owner.setdefault((file.account_id, file.livemode), []).append(file.id)
-    for _, own in sorted(by_owner.items()):
-        session.execute(
-            update(File)
-            .where(File.id.in_(own))
-            .values(deleted_at=func.now())
-            .execution_options(synchronize_session=False)
-        )
+    if by_owner:
+        # Account by account, since the commit locks the tallies in the order of these updates. The
+        # driver sends them all at once.
+        session.execute(_DELETE, [{"own": own} for _, own in sorted(by_owner.items())])
+
+
+_DELETE = (
+    update(table_of(File))
+    .where(table_of(File).c.id == any_(bindparam("own", type_=ARRAY(Uuid))))
+    .values(deleted_at=func.now())
+)
 
 
 def _erase_contents(session: Session, found: Sequence[File]) -> None:

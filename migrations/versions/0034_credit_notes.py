@@ -6,7 +6,7 @@ from alembic import op
 from xalen_batch.migrate import indexes
 
 revision = "0034"
-down_revision = "0030"
+down_revision = "0032"
 branch_labels = None
 depends_on = None
 

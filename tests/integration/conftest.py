@@ -39,7 +39,7 @@ pytest.register_assert_rewrite(
 )
 
 Json = dict[str, Any]
-Doctor = Callable[[], tuple[int, dict[str, Any]]]
+Doctor = Callable[..., tuple[int, dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -197,8 +197,8 @@ def doctor(stores: Stores, configure: Callable[..., None], tmp_path: Path) -> Do
     folder.mkdir(mode=0o700)
     configure(data_dir=folder)
 
-    def run() -> tuple[int, dict[str, Any]]:
-        result = CliRunner().invoke(command_line, ["doctor", "--json"])
+    def run(*options: str) -> tuple[int, dict[str, Any]]:
+        result = CliRunner().invoke(command_line, ["doctor", "--json", *options])
         return result.exit_code, {
             check["name"]: check for check in json.loads(result.stdout)["checks"]
         }

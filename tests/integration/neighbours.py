@@ -59,7 +59,7 @@ class Client:
         self._connection.request(method, address, body, headers)
         answer = self._connection.getresponse()
         found = {name.lower(): value for name, value in answer.getheaders()}
-        return Answer(answer.status, found, answer.read().decode())
+        return Answer(answer.status, found, answer.read().decode("utf-8", "replace"))
 
     def close(self) -> None:
         self._connection.close()

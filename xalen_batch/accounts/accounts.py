@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from difflib import get_close_matches
 from enum import StrEnum
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Text, bindparam, cast, func, or_, select, update
@@ -146,23 +147,25 @@ def let_simulate(session: Session, account_id: UUID, is_allowed: bool) -> None:
     )
 
 
-# Built once, since every request runs it.
-_BY_HASH = select(
+# What `caller_of` reads. The last but one makes the key the actor of this transaction in the audit
+# log, without a second round trip.
+COLUMNS = (
     ApiKey.id,
     ApiKey.account_id,
     ApiKey.livemode,
     ApiKey.scopes,
     ApiKey.revoked_at,
     ApiKey.expires_at <= func.now(),
-    # Makes the key the actor of this transaction in the audit log, without a second round trip.
+    or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < func.now() - LAST_USED_RESOLUTION),
     func.set_config(
         audit.SETTING, func.concat("key_", func.replace(cast(ApiKey.id, Text), "-", "")), True
     ),
-    or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < func.now() - LAST_USED_RESOLUTION),
     select(Account.disabled_at.is_not(None))
     .where(Account.id == ApiKey.account_id)
     .scalar_subquery(),
-).where(ApiKey.hash == bindparam("hash"))
+)
+# Built once, since every request runs it.
+_BY_HASH = select(*COLUMNS).where(ApiKey.hash == bindparam("hash"))
 
 
 def authenticate(session: Session, secret: str) -> Caller:
@@ -189,7 +192,16 @@ def authenticate(session: Session, secret: str) -> Caller:
             "Incorrect API key provided: this server has no such key. Use another one, or create"
             " one: `xalen-batch keys create`."
         )
-    key_id, account_id, livemode, scopes, revoked_at, is_expired, _, is_unstamped, is_disabled = row
+    return caller_of(session, row)
+
+
+def caller_of(session: Session, row: Sequence[Any]) -> Caller:
+    """The caller of a row of COLUMNS; notes that the key was used.
+
+    Raises Unauthenticated for a key that is revoked or expired, and Forbidden if its account is
+    disabled.
+    """
+    key_id, account_id, livemode, scopes, revoked_at, is_expired, is_unstamped, _, is_disabled = row
     if revoked_at is not None or is_expired:
         raise Unauthenticated(
             f"This API key {'was revoked' if revoked_at else 'has expired'}. Use another one."

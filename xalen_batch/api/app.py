@@ -3,7 +3,7 @@
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import uvicorn
@@ -61,6 +61,8 @@ What is tagged *extensions* or *schedules* is ours and leaves OpenAI's shapes as
 # Seconds. Longer than clients keep an idle connection, so the client closes it first, and no
 # request meets a closed connection.
 KEEP_ALIVE = 75
+# Largest form of a page of the console, besides an upload.
+FORM_BYTES = 64 * 1024
 # Seconds after which a thread that computes releases the GIL. Python's default of 5 ms is longer
 # than a short request takes.
 SWITCH_INTERVAL = 0.001
@@ -148,6 +150,10 @@ def _most_bytes(method: str, path: str) -> int | None:
             return settings().max_inbox_bytes
         case ["POST", ["v1", *_]] if path in ENDPOINTS:
             return settings().max_line_bytes
+        case ["POST", ["console", "batches", "new", "file"]]:
+            return None
+        case ["POST", ["console", *_]]:
+            return FORM_BYTES
     return settings().max_json_bytes
 
 
@@ -156,10 +162,17 @@ def forwarding(proxies: Sequence[str]) -> dict[str, Any]:
     return {"proxy_headers": bool(proxies), "forwarded_allow_ips": list(proxies)}
 
 
-def serve(host: str, port: int, *, sockets: Sequence[socket.socket] = ()) -> None:
+def serve(
+    host: str,
+    port: int,
+    *,
+    sockets: Sequence[socket.socket] = (),
+    extend: Callable[[FastAPI], None] = lambda _: None,
+) -> None:
     """Run the API until SIGTERM or SIGINT, then answer the requests in flight within the grace.
 
-    `sockets`: listening sockets to serve on, instead of `host` and `port`.
+    `sockets`: listening sockets to serve on, instead of `host` and `port`. `extend` adds further
+    routes to the application.
     """
     log.configure()
     catalog.warn_of_unknown_settings()
@@ -170,6 +183,7 @@ def serve(host: str, port: int, *, sockets: Sequence[socket.socket] = ()) -> Non
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: told.append(number))
     app = create_app()
+    extend(app)
     if settings().validation_processes:
         pool.prepare()
     sys.setswitchinterval(SWITCH_INTERVAL)

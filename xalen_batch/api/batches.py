@@ -146,7 +146,7 @@ def get_batch_output(
     """The lines that succeeded so far, in the order of the input; headers say how far it goes."""
     if merged:
         return _merged_results(request, caller, batch_id, None)
-    return _partial_results(request, caller, batch_id, FilePart.OUTPUT)
+    return results_so_far(request, caller, batch_id, FilePart.OUTPUT)
 
 
 @partial_router.get("/{batch_id}/errors", response_class=Response, responses=LINES)
@@ -159,7 +159,7 @@ def get_batch_errors(
     """The lines that failed so far, in the order of the input; headers say how far it goes."""
     if merged:
         return _merged_results(request, caller, batch_id, FilePart.ERROR)
-    return _partial_results(request, caller, batch_id, FilePart.ERROR)
+    return results_so_far(request, caller, batch_id, FilePart.ERROR)
 
 
 def _defaulted(body: BatchRequest) -> set[str]:
@@ -181,7 +181,8 @@ def shown(session: Session, found: Sequence[Batch]) -> list[BatchObject]:
     ]
 
 
-def _partial_results(request: Request, caller: Caller, batch_id: str, part: FilePart) -> Response:
+def results_so_far(request: Request, caller: Caller, batch_id: str, part: FilePart) -> Response:
+    """The lines of a batch that have succeeded or failed so far, as a download."""
     with db.transaction() as session:
         batch = batches.get(session, caller, batch_id)
         progress = batches.progress(session, [batch])[batch.id]

@@ -1,7 +1,7 @@
 """Extension: the invoice of a batch, the statement of a month, and both as CSV."""
 
-from collections.abc import Iterator
-from datetime import UTC, datetime
+from collections.abc import Iterator, Sequence
+from datetime import UTC, date, datetime
 from typing import Annotated, Any
 
 import orjson
@@ -10,15 +10,24 @@ from sqlalchemy.orm import Session
 
 from xalen_batch import csv_rows, db
 from xalen_batch.accounts.accounts import Caller, Scope
+from xalen_batch.api import long_work
 from xalen_batch.api.deps import BriefBiller, calling
-from xalen_batch.api.description import csv
+from xalen_batch.api.description import csv, document
 from xalen_batch.api.http.responses import JSON, Stream
 from xalen_batch.api.money_schemas import CreditNoteObject, InvoiceObject, StatementObject
 from xalen_batch.api.schemas import ListObject
 from xalen_batch.batches import batches
-from xalen_batch.billing import credit_notes, invoices, invoices_csv, statement_pages, statements
+from xalen_batch.billing import (
+    credit_notes,
+    invoices,
+    invoices_csv,
+    pdf,
+    statement_pages,
+    statements,
+)
 from xalen_batch.errors import InvalidRequest
 from xalen_batch.fields import MOST_NOTES, MetadataKey
+from xalen_batch.models import Account
 from xalen_batch.paging import Order
 from xalen_batch.results import lines_csv
 
@@ -42,6 +51,11 @@ def download_invoice_lines(caller: BriefBiller, batch_id: str) -> Response:
 
     The amounts sum to the invoice's total.
     """
+    return lines_of_invoice(caller, batch_id)
+
+
+def lines_of_invoice(caller: Caller, batch_id: str) -> Response:
+    """The lines behind the invoice of a batch, as a download."""
     with db.reading() as session:
         batch = batches.get(session, caller, batch_id, or_ledger=True)
         invoices.of_batch(session, batch)
@@ -70,16 +84,56 @@ def download_invoices(
         else statements.parse_month(first, param="from")
     )
     end = begin if last is None else statements.parse_month(last, param="to")
-    pieces = invoices_csv.of_account(caller, begin, end, metadata=metadata or ())
+    return invoices_of(caller, begin, end, metadata or ())
+
+
+def invoices_of(caller: Caller, begin: date, end: date, metadata: Sequence[str]) -> Response:
+    """The invoices of the months from `begin` to `end`, as a download."""
+    pieces = invoices_csv.of_account(caller, begin, end, metadata=metadata)
     return _download(pieces, "invoices.csv")
 
 
 def _download(pieces: Iterator[bytes], filename: str) -> Response:
-    headers = {
+    return Stream(pieces, headers=_attachment(filename), media_type=csv_rows.MEDIA_TYPE)
+
+
+def _attachment(filename: str) -> dict[str, str]:
+    return {
         "content-disposition": f'attachment; filename="{filename}"',
         "x-content-type-options": "nosniff",
     }
-    return Stream(pieces, headers=headers, media_type=csv_rows.MEDIA_TYPE)
+
+
+@router.get(
+    "/batches/{batch_id}/invoice/pdf", response_class=Response, responses=document("The invoice.")
+)
+def download_invoice_pdf(caller: BriefBiller, batch_id: str) -> Response:
+    """The invoice of a batch that has ended, as PDF."""
+    with long_work.admitted(caller):
+        with db.reading() as session:
+            batch = batches.get(session, caller, batch_id, or_ledger=True)
+            found = invoices.render(invoices.of_batch(session, batch))
+            name = session.get_one(Account, caller.account_id).name
+        return _document(pdf.of_invoice(found, name), f"{found['id']}.pdf")
+
+
+@router.get(
+    "/statements/{month}/pdf", response_class=Response, responses=document("The statement.")
+)
+def download_statement_pdf(caller: BriefBiller, month: str) -> Response:
+    """The statement of a month as PDF, with at most 1,000 of its lines."""
+    first_day = statements.parse_month(month)
+    with long_work.admitted(caller):
+        with db.reading() as session:
+            found = statement_pages.page(
+                session, caller, first_day, limit=pdf.MOST_LINES, after=None
+            )
+            name = session.get_one(Account, caller.account_id).name
+        return _document(pdf.of_statement(found, name), f"statement-{month}.pdf")
+
+
+def _document(content: bytes, filename: str) -> Response:
+    return Response(content, headers=_attachment(filename), media_type=pdf.MEDIA_TYPE)
 
 
 @router.get("/credit_notes")

@@ -39,6 +39,8 @@ Shown = BaseModel | dict[str, Any] | Response
 
 # The scope that each route asks for, by its function or by its dependency on a caller.
 _scopes: dict[object, Scope] = {}
+# What admits the caller of a route without an API key in its header, by the route's function.
+_admitting: dict[object, Callable[[Request], object]] = {}
 # Key of an ASGI scope: the caller of the request, once admitted.
 CALLER = "xalen.caller"
 # Key of an ASGI scope: the owner of the request's valid key, whether admitted or not.
@@ -66,7 +68,7 @@ def calling(
         def run(
             request: Request, credentials: Credentials, *args: Asked.args, **asked: Asked.kwargs
         ) -> Response:
-            with _failures_limited(request), begin() as session:
+            with failures_limited(request), begin() as session:
                 secret = None if credentials is None else credentials.credentials
                 caller = _authenticate(request, session, secret, scope)
                 if is_change and request.method != "GET":
@@ -107,12 +109,21 @@ def refusal(request: Request) -> XalenError | None:
 
     It precedes any error of the body.
     """
+    if caller_of(request.scope) is not None:
+        return None
+    admits = _admitting.get(getattr(request.scope.get("route"), "endpoint", None))
+    if admits is not None:
+        try:
+            admits(request)
+        except (Unauthenticated, Forbidden, TooManyRequests) as error:
+            return error
+        return None
     scope = _scope(request)
-    if scope is None or caller_of(request.scope) is not None:
+    if scope is None:
         return None
     kind, secret = get_authorization_scheme_param(request.headers.get("authorization"))
     try:
-        with _failures_limited(request), db.reading() as session:
+        with failures_limited(request), db.reading() as session:
             _authenticate(request, session, secret if kind.lower() == "bearer" else None, scope)
     except (Unauthenticated, Forbidden, TooManyRequests) as error:
         return error
@@ -134,7 +145,7 @@ def _scope(request: Request) -> Scope | None:
 
 
 @contextmanager
-def _failures_limited(request: Request) -> Iterator[None]:
+def failures_limited(request: Request) -> Iterator[None]:
     """Count failed authentications by address (token bucket); above the limit, 429 replaces 401.
 
     Requests with a valid key are not counted, and never refused here.
@@ -208,7 +219,7 @@ def calling_briefly(scope: Scope) -> Callable[[Request, Credentials], Caller]:
 
 def authenticate_briefly(request: Request, secret: str | None, scope: Scope) -> Caller:
     """The caller of a request, authenticated in a short session of its own."""
-    with _failures_limited(request), db.reading() as session:
+    with failures_limited(request), db.reading() as session:
         return _authenticate(request, session, secret, scope)
 
 
@@ -216,6 +227,11 @@ def admitted(request: Request, caller: Caller) -> None:
     """Note the caller of a request that was admitted by what is known of its key."""
     budget.answers.refuse_if_over(caller)
     request.scope[IDENTIFIED] = request.scope[CALLER] = caller
+
+
+def admitting(route: object, admits: Callable[[Request], object]) -> None:
+    """Let `admits` admit the callers of a route before their bodies are read, or raise."""
+    _admitting[route] = admits
 
 
 def needs(scope: Scope) -> Callable[[Route], Route]:
@@ -237,7 +253,11 @@ def _authenticate(request: Request, session: Session, secret: str | None, scope:
         raise Unauthenticated(
             "No API key was provided. Send one as `Authorization: Bearer xln_test_…`."
         )
-    caller = accounts.authenticate(session, secret)
+    return admit(request, session, accounts.authenticate(session, secret), scope)
+
+
+def admit(request: Request, session: Session, caller: Caller, scope: Scope) -> Caller:
+    """Admit an authenticated caller, whose key must have `scope`, once for each request."""
     request.scope[IDENTIFIED] = caller
     if caller_of(request.scope) is None:
         account.admit(session, caller)

@@ -56,3 +56,9 @@ def csv(description: str) -> dict[int | str, dict[str, Any]]:
     return {
         200: {"description": description, "content": {"text/csv": {"schema": {"type": "string"}}}}
     }
+
+
+def document(description: str) -> dict[int | str, dict[str, Any]]:
+    """The responses of a route that sends a PDF, besides its errors."""
+    content = {"application/pdf": {"schema": {"type": "string", "format": "binary"}}}
+    return {200: {"description": description, "content": content}}

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 from starlette.staticfiles import StaticFiles
 
 from xalen_batch.api.http import paths
 from xalen_batch.api.http.downloads import constant
+from xalen_batch.config import settings
 
 ASSETS = Path(__file__).parent / "assets"
 PATH = "/docs/assets"
@@ -61,6 +62,8 @@ def install(app: FastAPI) -> None:
         headers = {"vary": "accept"}
         if "text/html" not in request.headers.get("accept", ""):
             return JSONResponse(about, headers=headers)
+        if settings().console == "on":
+            return RedirectResponse("/console", 303, headers=headers)
         shown = {name: html.escape(value) for name, value in about.items()}
         return HTMLResponse(PAGE.format_map(shown), headers=headers)
 

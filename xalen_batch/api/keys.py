@@ -13,6 +13,7 @@ from xalen_batch import db
 from xalen_batch.accounts import keys
 from xalen_batch.accounts.accounts import Caller, Scope
 from xalen_batch.api.deps import calling
+from xalen_batch.api.http.responses import secret_for
 from xalen_batch.api.key_schemas import (
     DeletedKey,
     KeyObject,
@@ -53,7 +54,8 @@ def create_key(session: Session, caller: Caller, body: KeyRequest) -> Response:
                 param="expires_at",
             )
     return _with_secret(
-        *keys.create(session, caller, name=body.name, scopes=body.scopes, expires_at=expires_at)
+        caller,
+        *keys.create(session, caller, name=body.name, scopes=body.scopes, expires_at=expires_at),
     )
 
 
@@ -66,7 +68,7 @@ def rotate_key(
     day.
     """
     overlap = keys.OVERLAP if body is None else timedelta(seconds=body.overlap_seconds)
-    return _with_secret(*keys.rotate(session, keys.lock(session, key_id, caller), overlap))
+    return _with_secret(caller, *keys.rotate(session, keys.lock(session, key_id, caller), overlap))
 
 
 @router.delete("/{key_id}")
@@ -77,10 +79,5 @@ def delete_key(session: Session, caller: Caller, key_id: str) -> DeletedKey:
     return DeletedKey(id=key_id)
 
 
-def _with_secret(key: ApiKey, secret: str) -> Response:
-    answer = NewKeyObject(**KeyObject.of(key).model_dump(), secret=secret)
-    return Response(
-        answer.model_dump_json(),
-        headers={"cache-control": "no-store"},
-        media_type="application/json",
-    )
+def _with_secret(caller: Caller, key: ApiKey, secret: str) -> Response:
+    return secret_for(caller, NewKeyObject(**KeyObject.of(key).model_dump(), secret=secret))

@@ -162,8 +162,11 @@ def _refuse_if_incomplete(form: UploadForm) -> None:
             param=form.name,
         )
     if not form.size:
+        # The name of a part of an upload is `data`.
+        is_file = form.name == "file"
+        remedy = "Send one JSON object on each line." if is_file else "Send the file's next bytes."
         raise InvalidRequest(
-            f"`{form.name}` is empty. Send one JSON object on each line.",
+            f"`{form.name}` is empty. {remedy}",
             param=form.name,
             code="empty_file",
         )

@@ -38,7 +38,7 @@ def list_runs(
 
     def page(session: Session, limit: int, after: str | None) -> ListObject[RunObject]:
         found = runs.page(session, schedule.id, state=state, limit=limit, after=after)
-        return ListObject[RunObject].of(_shown(session, found.data), found.has_more)
+        return ListObject[RunObject].of(shown(session, found.data), found.has_more)
 
     return listed(session, caller, page, limit=limit, after=after, portion=schedules.PORTION)
 
@@ -62,7 +62,7 @@ def run_schedule(
             else Definition.model_validate(schedule.definition).instant(body.as_of)
         )
         run = manual.run_now(session, schedule, as_of)
-        return _shown(session, [run])[0].model_dump_json().encode()
+        return shown(session, [run])[0].model_dump_json().encode()
 
     asked = b"" if body is None else orjson.dumps(body.model_dump(mode="json"))
     fingerprint = hashlib.sha256(schedule_id.encode() + asked).digest()
@@ -93,7 +93,7 @@ def backfill_schedule(
         )
         return (
             ListObject[RunObject]
-            .of(_shown(session, found), has_more=False)
+            .of(shown(session, found), has_more=False)
             .model_dump_json()
             .encode()
         )
@@ -107,6 +107,6 @@ def backfill_schedule(
     return stored_for(caller, answer, ListObject[RunObject])
 
 
-def _shown(session: Session, found: list[ScheduleRun]) -> list[RunObject]:
+def shown(session: Session, found: list[ScheduleRun]) -> list[RunObject]:
     outcomes = runs.outcomes(session, found)
     return [RunObject.of(run, outcomes[run.id]) for run in found]

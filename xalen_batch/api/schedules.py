@@ -62,7 +62,7 @@ def create_schedule(
 
         def create() -> bytes:
             schedule = schedules.create(session, caller, body)
-            return _shown(session, [schedule])[0].model_dump_json().encode()
+            return shown(session, [schedule])[0].model_dump_json().encode()
 
         answer = idempotency.once(
             session, caller, key, route=route, fingerprint=fingerprint, create=create
@@ -83,7 +83,7 @@ def list_schedules(
 
     def page(session: Session, limit: int, after: str | None) -> ListObject[ScheduleObject]:
         found = schedules.page(session, caller, status=status, limit=limit, after=after)
-        return ListObject[ScheduleObject].of(_shown(session, found.data), found.has_more)
+        return ListObject[ScheduleObject].of(shown(session, found.data), found.has_more)
 
     return listed(session, caller, page, limit=limit, after=after, portion=PORTION)
 
@@ -104,7 +104,7 @@ def preview_definition(
 @router.get("/{schedule_id}")
 @calling(Scope.READ)
 def get_schedule(session: Session, caller: Caller, schedule_id: str) -> ScheduleObject:
-    return _shown(session, [schedules.get(session, caller, schedule_id)])[0]
+    return shown(session, [schedules.get(session, caller, schedule_id)])[0]
 
 
 @router.patch("/{schedule_id}", response_model=ScheduleObject)
@@ -126,8 +126,8 @@ def change_schedule(body: Changes, caller: BriefSubmitter, schedule_id: str) -> 
             before = _read_by(Definition.model_validate(schedule.definition))
             if _read_by(definition) in (before, checked):
                 schedules.change(session, caller, schedule, definition)
-                shown = scopes.render(_shown(session, [schedule])[0], caller.scopes)
-                return Response(shown, media_type="application/json")
+                content = scopes.render(shown(session, [schedule])[0], caller.scopes)
+                return Response(content, media_type="application/json")
             now = db.now(session)
         # The new input is not checked yet: check it without a transaction, then merge again.
         _check(caller, definition, now)
@@ -160,7 +160,7 @@ def pause_schedule(
     """
     schedule = schedules.lock(session, caller, schedule_id)
     schedules.pause(session, schedule, None if body is None else body.note)
-    return _shown(session, [schedule])[0]
+    return shown(session, [schedule])[0]
 
 
 @router.post("/{schedule_id}/resume")
@@ -169,7 +169,7 @@ def resume_schedule(session: Session, caller: Caller, schedule_id: str) -> Sched
     """Fire it again, from its next instant on. Any body is ignored."""
     schedule = schedules.lock(session, caller, schedule_id)
     schedules.resume(session, schedule)
-    return _shown(session, [schedule])[0]
+    return shown(session, [schedule])[0]
 
 
 @router.get("/{schedule_id}/preview")
@@ -219,7 +219,7 @@ def _merged(before: dict[str, Any], changes: dict[str, Any]) -> Definition:
         ) from error
 
 
-def _shown(session: Session, schedules: Sequence[Schedule]) -> list[ScheduleObject]:
+def shown(session: Session, schedules: Sequence[Schedule]) -> list[ScheduleObject]:
     pending = inbox.pending(session, [schedule.id for schedule in schedules])
     recent = runs.recent(session, schedules)
     outcomes = runs.outcomes(session, [of_one[-1] for of_one in recent.values() if of_one])

@@ -12,8 +12,9 @@ from sqlalchemy.orm import Session
 
 from xalen_batch import db, ids
 from xalen_batch.accounts.accounts import Caller, Scope
-from xalen_batch.api import long_work, scopes
+from xalen_batch.api import long_work
 from xalen_batch.api.deps import BriefAdmin, calling
+from xalen_batch.api.http.responses import secret_for
 from xalen_batch.api.schemas import Identified, ListObject
 from xalen_batch.api.scopes import Scoped
 from xalen_batch.api.webhook_schemas import Description, Types
@@ -144,7 +145,7 @@ def create_webhook_endpoint(
     endpoint = endpoints.create(
         session, caller, url=body.url, types=body.event_types, description=body.name
     )
-    return _with_secret(caller, endpoint)
+    return secret_for(caller, NewOpenAIWebhookObject.of(endpoint))
 
 
 @router.get("")
@@ -203,7 +204,7 @@ def rotate_webhook_endpoint_secret(
     endpoint = endpoints.lock(session, caller, webhook_id)
     keeps = body is not None and body.keep_old_secret_active_for_24_hours
     endpoints.rotate(session, endpoint, endpoints.OVERLAP if keeps else timedelta())
-    return _with_secret(caller, endpoint)
+    return secret_for(caller, NewOpenAIWebhookObject.of(endpoint))
 
 
 @router.post("/{webhook_id}/test")
@@ -227,11 +228,3 @@ def test_webhook_endpoint(
 def list_webhook_event_types(session: Session, caller: Caller) -> EventTypesObject:
     """The types of events that a webhook can get."""
     return EventTypesObject(data=[type.value for type in EventType])
-
-
-def _with_secret(caller: Caller, endpoint: WebhookEndpoint) -> Response:
-    return Response(
-        scopes.render(NewOpenAIWebhookObject.of(endpoint), caller.scopes),
-        headers={"cache-control": "no-store"},
-        media_type="application/json",
-    )

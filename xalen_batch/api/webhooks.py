@@ -11,8 +11,8 @@ from sqlalchemy.orm import Session
 
 from xalen_batch import events
 from xalen_batch.accounts.accounts import Caller, Scope
-from xalen_batch.api import scopes
 from xalen_batch.api.deps import calling
+from xalen_batch.api.http.responses import secret_for
 from xalen_batch.api.schemas import ListObject
 from xalen_batch.api.webhook_schemas import (
     DeletedWebhook,
@@ -26,7 +26,6 @@ from xalen_batch.api.webhook_schemas import (
     WebhookObject,
     WebhookRequest,
 )
-from xalen_batch.models import WebhookEndpoint
 from xalen_batch.models.events import EventType
 from xalen_batch.models.webhooks import DeliveryState
 from xalen_batch.paging import Order
@@ -51,7 +50,7 @@ def create_webhook(session: Session, caller: Caller, body: WebhookRequest) -> Re
         description=body.description,
         is_enabled=body.enabled,
     )
-    return _with_secret(caller, endpoint)
+    return secret_for(caller, NewWebhookObject.of(endpoint))
 
 
 @router.get("")
@@ -115,7 +114,7 @@ def rotate_webhook_secret(
     endpoint = endpoints.lock(session, caller, webhook_id)
     overlap = endpoints.OVERLAP if body is None else timedelta(seconds=body.overlap_seconds)
     endpoints.rotate(session, endpoint, overlap)
-    return _with_secret(caller, endpoint)
+    return secret_for(caller, NewWebhookObject.of(endpoint))
 
 
 @router.post("/{webhook_id}/test")
@@ -180,14 +179,6 @@ def list_events(
     """The account's events of the last 30 days, whether a webhook gets them or not."""
     page = events.page(session, caller, limit=limit, after=after, order=order, type=type)
     return ListObject[EventObject].of([EventObject.of(event) for event in page.data], page.has_more)
-
-
-def _with_secret(caller: Caller, endpoint: WebhookEndpoint) -> Response:
-    return Response(
-        scopes.render(NewWebhookObject.of(endpoint), caller.scopes),
-        headers={"cache-control": "no-store"},
-        media_type="application/json",
-    )
 
 
 def _utc(time: datetime) -> datetime:

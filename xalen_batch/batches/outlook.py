@@ -92,7 +92,7 @@ def of(session: Session, batch: Batch, progress: Progress) -> Outlook | None:
         estimated_end=end,
         is_late=is_late(batch, now, left, rate),
         at_risk_since=None if row is None else row.at_risk_at,
-        errors=_errors(session, batch),
+        errors=errors_of(session, batch),
     )
 
 
@@ -218,7 +218,8 @@ _OF_TASK = text(_EXAMPLE.format(lines=f"{_RESULTS} AND line_no = ANY(:line_nos)"
 _OF_FIRST = text(_EXAMPLE.format(lines=f"{_RESULTS} ORDER BY line_no LIMIT :first"))
 
 
-def _errors(session: Session, batch: Batch) -> list[LineErrors]:
+def errors_of(session: Session, batch: Batch) -> list[LineErrors]:
+    """The most frequent codes of lines that ended without success, while the tasks are rows."""
     codes = session.execute(_CODES, {"batch_id": batch.id, "most": MOST_CODES}).all()
     return [_with_example(session, batch, *row) for row in codes]
 

@@ -1,18 +1,20 @@
 """Invoices of batches: derived from sums over results, exact to the last digit, immutable."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
 from typing import Any, NamedTuple
+from uuid import UUID
 
 from sqlalchemy import insert, select
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import Session
 
 from xalen_batch import ids, log, money
+from xalen_batch.accounts.accounts import Owner
 from xalen_batch.billing import sums
 from xalen_batch.billing.charges import CACHED_INPUT, USAGE_COUNTED
 from xalen_batch.billing.sums import ModelSums
-from xalen_batch.errors import NotFound
+from xalen_batch.errors import QUOTED_CHARS, NotFound
 from xalen_batch.models import Batch, Invoice, InvoiceLine, ScheduleRun
 from xalen_batch.models.base import table_of
 from xalen_batch.states import BatchStatus
@@ -80,6 +82,32 @@ def of_batch(session: Session, batch: Batch) -> Invoice:
             " invoice."
         )
     raise NotFound(f"Batch {name} is {batch.status}; its invoice is issued when it ends.")
+
+
+def get(session: Session, owner: Owner, public_id: str) -> Invoice:
+    """The invoice of a batch of this owner, by the invoice's own id. Raises NotFound."""
+    id = ids.parse("inv", public_id)
+    invoice = None
+    if id is not None:
+        invoice = session.scalars(
+            select(Invoice).where(
+                Invoice.id == id,
+                Invoice.account_id == owner.account_id,
+                Invoice.livemode == owner.livemode,
+                Invoice.batch_id.is_not(None),
+            )
+        ).one_or_none()
+    if invoice is None:
+        raise NotFound(f"No such invoice of a batch: {public_id[:QUOTED_CHARS]}")
+    return invoice
+
+
+def totals(session: Session, batch_ids: Iterable[UUID]) -> dict[UUID, Decimal]:
+    """The exact totals of the invoices of batches, by the batch's id."""
+    rows = session.execute(
+        select(Invoice.batch_id, Invoice.total).where(Invoice.batch_id.in_(list(batch_ids)))
+    )
+    return {batch_id: total for batch_id, total in rows if batch_id is not None}
 
 
 def counted_tokens(invoice: Invoice) -> dict[str, int]:

@@ -66,7 +66,7 @@ def sync(session: Session, changes: Sequence[Change]) -> None:
 
     Batches that exist keep their prices. Raises Outdated, and changes nothing, unless `changes` are
     exactly the current differences; NotCharged, while a live worker of another version would charge
-    cached input as other input.
+    cached input as other input; Refused, if a price that would change has an upcoming change.
     """
     # Serializes syncs, so that each compares with the prices that the previous one committed.
     session.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": SYNC_LOCK})
@@ -75,7 +75,8 @@ def sync(session: Session, changes: Sequence[Change]) -> None:
             "Prices or catalog changed meanwhile, and nothing was done: look at the differences"
             " once more."
         )
-    _refuse_uncharged(session, changes)
+    refuse_uncharged(session, changes)
+    _refuse_upcoming(session, changes)
     # clock_timestamp() after the lock, not now(): the transaction may have begun before another
     # sync opened a price.
     at = session.execute(select(func.clock_timestamp())).scalar_one()
@@ -87,7 +88,20 @@ def sync(session: Session, changes: Sequence[Change]) -> None:
             _open(session, change, change.new, at)
 
 
-def _refuse_uncharged(session: Session, changes: Iterable[Change]) -> None:
+def _refuse_upcoming(session: Session, changes: Iterable[Change]) -> None:
+    keys = {change[:3] for change in changes}
+    rows = session.scalars(select(Price).where(Price.valid_from > func.clock_timestamp()))
+    for row in rows:
+        if (row.model, row.component, row.livemode) in keys:
+            raise Refused(
+                f"Nothing was changed: {row.model} has a price of {row.component} that begins at"
+                f" {row.valid_from:%Y-%m-%d %H:%M:%S} UTC. Cancel it first: xalen-batch prices"
+                f" cancel {row.model}"
+            )
+
+
+def refuse_uncharged(session: Session, changes: Iterable[Change]) -> None:
+    """Raise NotCharged if a live worker does not charge a component that gets a price."""
     opened = {change.component for change in changes if change.new is not None}
     for worker in workers.live(session):
         if missing := opened - set(worker.components or ("input", "output")):
@@ -124,9 +138,15 @@ def _listed() -> dict[Key, Decimal]:
 
 
 def _open_rows(session: Session) -> dict[Key, Price]:
+    """The prices in force now, by model, component and mode."""
     return {
         (price.model, price.component, price.livemode): price
-        for price in session.scalars(select(Price).where(Price.valid_to.is_(None)))
+        for price in session.scalars(
+            select(Price).where(
+                Price.valid_from <= func.clock_timestamp(),
+                Price.valid_to.is_(None) | (Price.valid_to > func.clock_timestamp()),
+            )
+        )
     }
 
 
@@ -190,7 +210,7 @@ def snapshot(session: Session, *, livemode: bool, models: Iterable[str]) -> Snap
 
 
 def history(session: Session) -> Sequence[Price]:
-    """All prices, in force and past, by model, component, mode and time."""
+    """All prices, past, in force and upcoming, by model, component, mode and time."""
     return session.scalars(
         select(Price).order_by(Price.model, Price.component, Price.livemode, Price.valid_from)
     ).all()

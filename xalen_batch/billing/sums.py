@@ -88,6 +88,16 @@ def of_tasks(session: Session, batch_id: UUID, *, lines: int) -> list[ModelSums]
     )
 
 
+def charged_so_far(session: Session, batch_ids: Iterable[UUID]) -> dict[UUID, Decimal]:
+    """The charges of the lines that have ended, by batch, from the sums of their tasks."""
+    rows = session.execute(
+        select(Task.batch_id, func.sum(Task.charged))
+        .where(Task.batch_id.in_(list(batch_ids)))
+        .group_by(Task.batch_id)
+    )
+    return {row[0]: row[1] for row in rows}
+
+
 def _merged(counts: Iterable[dict[str, int]]) -> dict[str, int]:
     merged: dict[str, int] = {}
     for count in counts:

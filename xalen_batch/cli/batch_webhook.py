@@ -19,8 +19,8 @@ Webhook = Annotated[
         "--webhook",
         metavar="URL",
         help=(
-            "Post the events of this batch, such as its end, to this URL, https. They are signed"
-            f" with the secret in {SECRET}, `whsec_…`, if it is set."
+            "An https URL to which the events of this batch are posted, such as its end. They are"
+            f" signed with the secret in {SECRET}, `whsec_…`, if it is set."
         ),
     ),
 ]

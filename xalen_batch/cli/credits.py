@@ -45,7 +45,9 @@ def _number(text: str | None) -> str | None:
 )
 def create(
     batch_id: BatchId,
-    reason: Annotated[str, typer.Option(help="Why, in one line; the statement shows it.")],
+    reason: Annotated[
+        str, typer.Option(metavar="TEXT", help="Why, in one line; the statement shows it.")
+    ],
     share: Annotated[
         str | None,
         typer.Option(
@@ -57,7 +59,10 @@ def create(
     ] = None,
     key: Annotated[
         str | None,
-        typer.Option(help="Names this credit note: the same key makes no second one of a batch."),
+        typer.Option(
+            metavar="KEY",
+            help="Names this credit note: the same key makes no second one of a batch.",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -29,7 +29,8 @@ def find() -> None:
     except FileNotFoundError:
         raise Failed(
             f"No database: nothing runs on the data folder {data_dir()}. Start `xalen-batch up`"
-            " there, or set XALEN_DATABASE_URL."
+            " there, set XALEN_DATA_DIR to the folder on which it runs, or set"
+            " XALEN_DATABASE_URL."
         ) from None
     except (OSError, ValueError) as error:
         raise Failed(f"{path} cannot be read: {error}") from error

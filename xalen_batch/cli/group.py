@@ -1,5 +1,6 @@
 """How the help of every command is shown."""
 
+import re
 from typing import Any
 
 from typer.core import TyperGroup
@@ -7,7 +8,7 @@ from typer.core import TyperGroup
 
 class Group(TyperGroup):
     """A group of commands whose help writes no type behind flags, which take no value, and
-    arguments, whose text says it.
+    arguments, whose text says it. The terminal breaks its lines, not the source.
     """
 
     def get_params(self, ctx: Any) -> list[Any]:
@@ -18,7 +19,15 @@ class Group(TyperGroup):
         if command is not None:
             # `--help` itself is made here, and kept.
             _without_types(command.get_params(ctx))
+            command.help = _unbroken(command.help)
         return command
+
+
+def _unbroken(text: str | None) -> str | None:
+    """Help with one line for each paragraph."""
+    if text is None:
+        return None
+    return "\n\n".join(" ".join(part.split()) for part in re.split(r"\n\s*\n", text.strip()))
 
 
 def _no_type(ctx: Any) -> None:

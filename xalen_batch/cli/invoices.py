@@ -42,6 +42,7 @@ commands = typer.Typer()
         "xalen-batch invoice batch_0192…",
         "xalen-batch invoice batch_0192… --json | jq -r .total",
         "xalen-batch invoice batch_0192… --lines lines.csv",
+        "xalen-batch invoice batch_0192… --pdf invoice.pdf",
     ),
 )
 @with_option_groups
@@ -57,6 +58,7 @@ def invoice(
             ),
         ),
     ] = None,
+    pdf: tables.Pdf = None,
     as_json: Json = False,
     *,
     api: ApiOptions,
@@ -65,11 +67,14 @@ def invoice(
 
     The amounts of the lines sum to the total.
     """
-    if lines is not None and as_json:
-        raise Failed("--lines writes CSV, and --json prints the invoice. Leave one out.", USAGE)
+    if sum((lines is not None, pdf is not None, as_json)) > 1:
+        raise Failed("--lines, --pdf and --json exclude each other. Give one of them.", USAGE)
     client = api.connect()
     if lines is not None:
         tables.fetch(client, f"/batches/{batch_id}/invoice/lines.csv", lines)
+        return
+    if pdf is not None:
+        tables.fetch(client, f"/batches/{batch_id}/invoice/pdf", pdf)
         return
     found = client.get(f"/batches/{batch_id}/invoice")
     if as_json:
@@ -198,6 +203,7 @@ def _mode(found: dict[str, Any]) -> str:
         "xalen-batch statement",
         "xalen-batch statement 2026-11 --live",
         "xalen-batch statement 2026-11 --limit 100",
+        "xalen-batch statement 2026-11 --pdf statement.pdf",
         "xalen-batch statement 2026-11 --json | jq -r .total",
     ),
 )
@@ -215,6 +221,7 @@ def statement(
             help="Most lines to show, the oldest first; all if not given.",
         ),
     ] = None,
+    pdf: tables.Pdf = None,
     as_json: Json = False,
     *,
     api: ApiOptions,
@@ -225,6 +232,9 @@ def statement(
     """
     wanted = _month(month)
     client = api.connect()
+    if pdf is not None:
+        tables.fetch(client, f"/statements/{wanted}/pdf", pdf)
+        return
     found = client.get(f"/statements/{wanted}", limit=limit)
     if as_json:
         print_json(found)

@@ -28,6 +28,7 @@ from xalen_batch.cli import (
     run,
     schedules,
     server,
+    statements,
     submit,
     up,
     validate,
@@ -111,6 +112,7 @@ app.add_typer(models.commands, name="models")
 app.add_typer(backends.commands, name="backends", rich_help_panel="Operators")
 app.add_typer(prices.commands, name="prices", rich_help_panel="Operators")
 app.add_typer(credits.commands, name="credits", rich_help_panel="Operators")
+app.add_typer(statements.commands, name="statements", rich_help_panel="Operators")
 app.add_typer(keys.commands, name="keys", rich_help_panel="Operators")
 app.add_typer(accounts.commands, name="accounts", rich_help_panel="Operators")
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from xalen_batch.cli import database
+from xalen_batch.cli import database, price_changes
 from xalen_batch.cli.failures import ERROR, USAGE, Failed
 from xalen_batch.cli.group import Group
 from xalen_batch.cli.options import Json, examples
@@ -29,6 +29,7 @@ commands = typer.Typer(
     help="List prices: of the catalog, or (operators) of the database over time.",
     epilog=examples("xalen-batch prices"),
 )
+commands.add_typer(price_changes.commands)
 
 
 @commands.callback(invoke_without_command=True)
@@ -67,7 +68,7 @@ def list_prices(
     model: Annotated[str | None, typer.Option(metavar="MODEL", help="Only this model.")] = None,
     as_json: Json = False,
 ) -> None:
-    """List every price in the database, past and present, with its time (operators)."""
+    """List every price in the database, past, present and upcoming, with its time (operators)."""
     with database.transaction() as session:
         from xalen_batch import money
         from xalen_batch.billing import prices
@@ -101,7 +102,7 @@ def list_prices(
             "live" if row["livemode"] else "test",
             row["usd_per_million"],
             _at(row["valid_from"]),
-            _at(row["valid_to"]) if row["valid_to"] else "now",
+            _at(row["valid_to"]) if row["valid_to"] else "",
         )
         for row in rows
     ]

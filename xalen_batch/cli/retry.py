@@ -44,9 +44,9 @@ def retry(
         ),
     ] = None,
     metadata: Metadata = None,
-    as_json: Json = False,
     *,
     hook: WebhookOptions,
+    as_json: Json = False,
     api: ApiOptions,
 ) -> None:
     """Make a batch of the lines of an ended batch that failed, and print the new batch's id.

@@ -57,9 +57,9 @@ def run(
     metadata: Metadata = None,
     on_invalid: OnInvalid = None,
     timeout: Timeout = None,
-    as_json: Json = False,
     *,
     hook: WebhookOptions,
+    as_json: Json = False,
     api: ApiOptions,
 ) -> None:
     """Submit a file, watch the batch, download its results and show its invoice. Exit 3 if not

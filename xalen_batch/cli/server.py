@@ -33,16 +33,18 @@ def api(
         typer.Option(hidden=True, help="A listening socket that `up` holds, and passes on."),
     ] = None,
 ) -> None:
-    """Serve the HTTP API."""
+    """Serve the HTTP API, and the console if XALEN_CONSOLE is `on`."""
     import socket
 
     from xalen_batch.api import app
     from xalen_batch.config import settings
+    from xalen_batch.console import pages
 
     app.serve(
         settings().host if host is None else host,
         settings().port if port is None else port,
         sockets=[socket.socket(fileno=each) for each in fd or ()],
+        extend=pages.install if settings().console == "on" else lambda _: None,
     )
 
 

@@ -53,9 +53,9 @@ def submit(
     timezone: windows.Timezone = None,
     metadata: Metadata = None,
     on_invalid: OnInvalid = None,
-    as_json: Json = False,
     *,
     hook: WebhookOptions,
+    as_json: Json = False,
     api: ApiOptions,
 ) -> None:
     """Submit a file, or several as one batch, and print the new batch's id."""

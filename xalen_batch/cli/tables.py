@@ -1,4 +1,4 @@
-"""CSV of the API or of the database, written to a file or to stdout."""
+"""CSV and PDF of the API, and CSV of the database, written to a file or to stdout."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +13,10 @@ Output = Annotated[
     Path,
     typer.Option("-o", "--output", metavar="FILE", help="Where to write; - for stdout."),
 ]
+Pdf = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Write it as PDF to this file; - for stdout."),
+]
 Metadata = Annotated[
     list[str] | None,
     typer.Option(
@@ -23,9 +27,9 @@ Metadata = Annotated[
 
 
 def fetch(client: ApiClient, path: str, target: Path) -> None:
-    """Write a CSV of the API to `target`. A file gets its name at the end."""
+    """Write what the API sends to `target`. A file gets its name at the end."""
     download.check_target(target)
-    with download.writer(target) as out, progress.transfer("csv") as moved:
+    with download.writer(target) as out, progress.transfer(target.name) as moved:
         client.download(path, out.write, moved, is_fixed=False)
 
 

@@ -85,14 +85,14 @@ def up(
         port=settings().port if port is None else port,
         is_port_asked=port is not None or "XALEN_PORT" in os.environ,
         say=say,
-        on_ready=lambda ready: _welcome(ready, folder),
+        on_ready=lambda ready, link: _welcome(ready, link, folder),
         local=models.commands,
         on_started=lambda: models.add(say),
     )
     say("Stopped.")
 
 
-def _welcome(ready: "Credentials", data_dir: Path) -> None:
+def _welcome(ready: "Credentials", link: str | None, data_dir: Path) -> None:
     saved = data_dir / "credentials.toml"
     # Show the key on a terminal only: a log would keep it.
     key = ready.test_key if STDERR.is_terminal else "xln_test_…"
@@ -110,6 +110,11 @@ def _welcome(ready: "Credentials", data_dir: Path) -> None:
             "For other commands, in another terminal: export"
             f" XALEN_DATA_DIR={shlex.quote(str(data_dir.absolute()))}"
         )
+    if link is not None:
+        # The link signs in, so a log gets the address of the page alone.
+        page = link if STDERR.is_terminal else link.rpartition("/")[0]
+        life = " (once, within 15 minutes)" if STDERR.is_terminal else ""
+        say(f"The console, for a browser{life}: {page}")
     say(
         f"Documentation of the API: {ready.base_url.removesuffix('/v1')}/docs. Logs:"
         f" {data_dir / 'logs'}. Ctrl-C stops everything."

@@ -30,8 +30,19 @@ class Api(BaseModel):
     max_reported_errors: int = Field(
         1_000, gt=0, description="Validation errors kept for one batch."
     )
+    pdf_fonts: str = Field(
+        "",
+        description=(
+            "Font files for further scripts in PDFs, such as Chinese, separated by colons (TrueType"
+            " or OpenType)."
+        ),
+    )
     live: Literal["on", "off"] = Field(
         "on", description="Whether the API answers live calls, or 404."
+    )
+    console: Literal["on", "off"] = Field(
+        "off",
+        description="Whether the API serves the console, pages for a browser; `up` sets `on`.",
     )
     flex_wait: float = Field(
         600.0,

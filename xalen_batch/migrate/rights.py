@@ -35,15 +35,17 @@ RIGHTS: Mapping[str, Sequence[str]] = {
     "credit_notes": (*APPEND_ONLY, "UPDATE (statement_id)"),
     "invoices": APPEND_ONLY,
     "invoice_lines": APPEND_ONLY,
-    # A new price closes the old one.
-    "prices": (*APPEND_ONLY, "UPDATE (valid_to)"),
+    # A new price closes the old one. A trigger lets only a price that has not begun be deleted.
+    "prices": (*APPEND_ONLY, "UPDATE (valid_to)", "DELETE"),
     # Erasing an output file erases the answers and keeps the charges.
     "results": (*APPEND_ONLY, "UPDATE (body)"),
     "sealed_lines": APPEND_ONLY,
+    "sign_offs": APPEND_ONLY,
     # The id never changes.
     "store_mark": (*READ_ONLY, "UPDATE (placed_at)"),
     "account_quotas": DELETING,
     "batch_paces": DELETING,
+    "console_tokens": DELETING,
     "consumed_objects": DELETING,
     "erasures": DELETING,
     "events": (*APPEND_ONLY, "DELETE"),

@@ -6,6 +6,7 @@ from xalen_batch.models.base import Base
 from xalen_batch.models.batch_notes import BatchNote
 from xalen_batch.models.batch_paces import BatchPace
 from xalen_batch.models.batches import Batch
+from xalen_batch.models.console import ConsoleToken
 from xalen_batch.models.credit_notes import CreditNote
 from xalen_batch.models.erasures import Erasure
 from xalen_batch.models.events import Event
@@ -19,6 +20,7 @@ from xalen_batch.models.quotas import AccountQuota, AccountTally
 from xalen_batch.models.results import Result
 from xalen_batch.models.schedules import ConsumedObject, InboxRequest, Schedule, ScheduleRun
 from xalen_batch.models.sealed_lines import SealedLines
+from xalen_batch.models.sign_offs import SignOff
 from xalen_batch.models.tasks import Task
 from xalen_batch.models.uploads import Upload, UploadPart
 from xalen_batch.models.webhooks import WebhookDelivery, WebhookEndpoint
@@ -34,6 +36,7 @@ __all__ = [
     "Batch",
     "BatchNote",
     "BatchPace",
+    "ConsoleToken",
     "ConsumedObject",
     "CreditNote",
     "Erasure",
@@ -50,6 +53,7 @@ __all__ = [
     "Schedule",
     "ScheduleRun",
     "SealedLines",
+    "SignOff",
     "StoreMark",
     "Task",
     "Upload",

@@ -20,6 +20,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     func,
+    literal_column,
     null,
     or_,
     select,
@@ -309,6 +310,15 @@ def _moved(path: tuple[BatchStatus, ...]) -> ReturningUpdate[Any]:
         .values(status=path[-1].value, **changed)
         .returning(*_TABLE.columns)
     )
+
+
+def has_status(*statuses: BatchStatus) -> ColumnElement[bool]:
+    """Whether a batch has one of these statuses.
+
+    Literals instead of bound values, as in OPEN: with bound values, PostgreSQL uses a partial index
+    only if it plans the query anew for the values of each execution.
+    """
+    return Batch.status.in_([literal_column(f"'{status.value}'") for status in statuses])
 
 
 def window_is_open(columns: Any = Batch) -> ColumnElement[bool]:

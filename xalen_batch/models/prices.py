@@ -1,4 +1,6 @@
-"""List prices over time. A trigger refuses every change of a row but setting `valid_to`."""
+"""List prices over time. A trigger refuses every change of a row but setting `valid_to`, and
+deleting a price that has begun.
+"""
 
 from datetime import datetime
 from decimal import Decimal

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from xalen_batch.models import Account, Batch
 from xalen_batch.models.base import table_of
-from xalen_batch.models.batches import window_is_open
+from xalen_batch.models.batches import has_status, window_is_open
 from xalen_batch.states import BatchStatus
 
 
@@ -42,9 +42,7 @@ def forget_waiting_time(session: Session) -> None:
 
 def _at_work() -> ScalarSelect[float | None]:
     """The least virtual time of the accounts that can be served now; null if there are none."""
-    served = select(Batch.account_id).where(
-        Batch.status == BatchStatus.IN_PROGRESS, window_is_open()
-    )
+    served = select(Batch.account_id).where(has_status(BatchStatus.IN_PROGRESS), window_is_open())
     return select(func.min(Account.virtual_time)).where(Account.id.in_(served)).scalar_subquery()
 
 

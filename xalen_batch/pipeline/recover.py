@@ -5,8 +5,9 @@ Every function is idempotent, and any number of processes may run it at once.
 
 from datetime import timedelta
 from functools import cache
+from uuid import UUID
 
-from sqlalchemy import Select, func, insert, select, true, update
+from sqlalchemy import ColumnElement, Select, func, insert, literal_column, select, true, update
 from sqlalchemy.orm import Session
 
 from xalen_batch import db, jsonl, log
@@ -14,7 +15,7 @@ from xalen_batch.broker import Job, Message
 from xalen_batch.metrics import counted
 from xalen_batch.models import Batch, Task, line_attempts, results
 from xalen_batch.models import tasks as task_rows
-from xalen_batch.models.batches import roll_window, window_is_open
+from xalen_batch.models.batches import has_status, roll_window, window_is_open
 from xalen_batch.models.tasks import SUSPECT_CRASHES, has_state
 from xalen_batch.pipeline import fairness, finalize, poison, record, seal, sweeps
 from xalen_batch.pipeline.poison import AfterCrash
@@ -41,6 +42,8 @@ ROLLED_AT_ONCE = 1_000
 # batch enqueues the finalizing; a poll among more batches may miss a lost message, and the next
 # tick, which checks all batches, finds it.
 ENDED_AMONG = 200
+# A limit that PostgreSQL knows when it makes the generic plan, as the statuses in `has_status`.
+ONE: ColumnElement[int] = literal_column("1")
 
 
 def due(*, ended_among: int | None = ENDED_AMONG) -> list[Message]:
@@ -150,7 +153,7 @@ def _roll_windows(session: Session) -> None:
     Intervals in between are skipped, however long no process has run.
     """
     over = select(Batch.id, Batch.execution_window, Batch.window_closes_at, func.now()).where(
-        Batch.status.in_(MAY_START), Batch.window_closes_at <= func.now()
+        has_status(*sorted(MAY_START)), Batch.window_closes_at <= func.now()
     )
     for batch_id, window, closed_at, now in session.execute(over.limit(ROLLED_AT_ONCE)).all():
         try:
@@ -166,27 +169,7 @@ def _roll_windows(session: Session) -> None:
 
 
 def _batches_due(session: Session, ended_among: int | None) -> list[Message]:
-    is_free = (Batch.lease_until.is_(None)) | (Batch.lease_until < func.now())
-    lost = Batch.created_at < func.now() - LOST_AFTER
-    # Each call enqueues only the oldest batches; later calls take the rest.
-    validating = (
-        select(Batch.id)
-        .where(Batch.status == BatchStatus.VALIDATING, is_free, lost)
-        .order_by(Batch.id)
-        .limit(VALIDATED_AT_ONCE)
-    )
-    closing = select(Batch.id).where(
-        Batch.status.in_([BatchStatus.FINALIZING, BatchStatus.CANCELLING]), is_free
-    )
-    running = select(Batch.id).where(Batch.status == BatchStatus.IN_PROGRESS, is_free)
-    overdue = running.where(Batch.expires_at <= func.now())
-    some = running.order_by(Batch.expires_at).limit(ended_among).subquery()
-    is_open = (
-        select(Task.seq)
-        .where(Task.batch_id == some.c.id, has_state(TaskState.PENDING, TaskState.RUNNING))
-        .exists()
-    )
-    ended = select(some.c.id).where(~is_open)
+    closing, overdue, ended, validating = _waiting_batches(ended_among)
     ending = dict.fromkeys(
         id for found in (closing, overdue, ended) for id in session.scalars(found)
     )
@@ -194,6 +177,32 @@ def _batches_due(session: Session, ended_among: int | None) -> list[Message]:
         *(Message(Job.VALIDATE, id.hex) for id in session.scalars(validating)),
         *(Message(Job.FINALIZE, id.hex) for id in ending),
     ]
+
+
+@cache
+def _waiting_batches(ended_among: int | None) -> tuple[Select[UUID], ...]:
+    """Batches to finalize, for three reasons, and to validate; cached, since every poll runs it."""
+    is_free = (Batch.lease_until.is_(None)) | (Batch.lease_until < func.now())
+    lost = Batch.created_at < func.now() - LOST_AFTER
+    # Each call enqueues only the oldest batches; later calls take the rest.
+    validating = (
+        select(Batch.id)
+        .where(has_status(BatchStatus.VALIDATING), is_free, lost)
+        .order_by(Batch.id)
+        .limit(VALIDATED_AT_ONCE)
+    )
+    closing = select(Batch.id).where(
+        has_status(BatchStatus.FINALIZING, BatchStatus.CANCELLING), is_free
+    )
+    running = select(Batch.id).where(has_status(BatchStatus.IN_PROGRESS), is_free)
+    overdue = running.where(Batch.expires_at <= func.now())
+    some = running.order_by(Batch.expires_at).limit(ended_among).subquery()
+    is_open = (
+        select(Task.seq)
+        .where(Task.batch_id == some.c.id, has_state(TaskState.PENDING, TaskState.RUNNING))
+        .exists()
+    )
+    return closing, overdue, select(some.c.id).where(~is_open), validating
 
 
 def _tasks_due(session: Session) -> list[Message]:
@@ -204,7 +213,7 @@ def _tasks_due(session: Session) -> list[Message]:
 def _claimable() -> Select[tuple[int]]:
     """A query for any one claimable task; cached, since every poll runs it."""
     running = (
-        select(Batch.id).where(Batch.status == BatchStatus.IN_PROGRESS, window_is_open()).subquery()
+        select(Batch.id).where(has_status(BatchStatus.IN_PROGRESS), window_is_open()).subquery()
     )
     # LATERAL makes the planner look batch by batch and stop at the first task, instead of reading
     # the tasks of all batches.
@@ -215,10 +224,10 @@ def _claimable() -> Select[tuple[int]]:
             has_state(TaskState.PENDING),
             (Task.not_before.is_(None)) | (Task.not_before <= func.now()),
         )
-        .limit(1)
+        .limit(ONE)
         .lateral()
     )
-    return select(tasks.c.seq).select_from(running.join(tasks, true())).limit(1)
+    return select(tasks.c.seq).select_from(running.join(tasks, true())).limit(ONE)
 
 
 def _seals_due(session: Session) -> list[Message]:

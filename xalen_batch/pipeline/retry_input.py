@@ -1,11 +1,9 @@
 """Writes the input file of a retry: the lines of the first batch that failed."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from sqlalchemy import update
 from sqlalchemy.orm import Session
 
 from xalen_batch import db, files, jsonl, log, storage
@@ -42,12 +40,7 @@ class Written:
 
     def count(self, session: Session) -> None:
         """Make the file ready, as an upload is. The caller holds the lease in its transaction."""
-        session.execute(
-            update(File)
-            .where(File.id == self.file_id)
-            .values(size=self.size, sha256=self.sha256)
-            .execution_options(synchronize_session=False)
-        )
+        files.make_ready(session, self.file_id, self.size, self.sha256)
         logger.info("file.assembled", file_id=self.file_id, bytes=self.size)
 
 
@@ -71,26 +64,21 @@ def assemble(
         first = session.get_one(Batch, batch.retry_of)
     if files.is_ready(file):
         return None
-    digest, size = hashlib.sha256(), 0
 
-    def counted() -> Iterator[bytes]:
-        nonlocal size
-        for block in _lines(first, batch.retry_codes or (), meanwhile):
-            size += len(block)
-            digest.update(block)
-            yield block
+    def content() -> Iterator[bytes]:
+        yield from _lines(first, batch.retry_codes or (), meanwhile)
         # A process that was frozen until its lease ended must not replace its successor's bytes.
         extend()
 
     try:
-        storage.write(storage.key(file.id), counted())
+        size, sha256 = storage.write_digested(storage.key(file.id), content())
     except _Unwritable as error:
         return error.fault
     except FileNotFoundError:
         marks.confirm_gone(storage.key(first.input_file_id))
         return INPUT_GONE
     marks.confirm_kept(storage.key(file.id))
-    return Written(file.id, size, digest.digest())
+    return Written(file.id, size, sha256)
 
 
 def _lines(first: Batch, reasons: Sequence[str], meanwhile: Callable[[], None]) -> Iterator[bytes]:

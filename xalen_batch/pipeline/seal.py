@@ -13,7 +13,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, func, select, text, tuple_, update
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    ColumnElement,
+    Select,
+    SQLColumnExpression,
+    Uuid,
+    any_,
+    bindparam,
+    func,
+    select,
+    text,
+    tuple_,
+    update,
+)
 from sqlalchemy.orm import Session
 
 from xalen_batch import db, log, storage
@@ -21,7 +35,7 @@ from xalen_batch.billing import reconcile
 from xalen_batch.config import settings
 from xalen_batch.metrics import counted
 from xalen_batch.models import Batch, File
-from xalen_batch.models.batches import UNSEALED
+from xalen_batch.models.batches import UNSEALED, has_status
 from xalen_batch.models.files import FilePart
 from xalen_batch.results import results
 from xalen_batch.states import TERMINAL
@@ -89,7 +103,7 @@ def _waiting() -> Select[UUID]:
 
 
 _IS_FREE = (
-    Batch.status.in_(TERMINAL),
+    has_status(*sorted(TERMINAL)),
     (Batch.lease_until.is_(None)) | (Batch.lease_until < func.now()),
 )
 
@@ -110,7 +124,7 @@ def _lease() -> list[Batch]:
                 break
             chosen.append(id)
         # SKIP LOCKED: two processes that chose the same batches share them.
-        free = select(Batch.id).where(Batch.id.in_(chosen), *_IS_FREE)
+        free = select(Batch.id).where(_is_any_of(Batch.id, chosen), *_IS_FREE)
         leased = session.scalars(
             update(Batch)
             .where(Batch.id.in_(free.with_for_update(skip_locked=True)))
@@ -138,7 +152,15 @@ def _extend(session: Session, batches: Sequence[Batch], seconds: float) -> None:
 
 def _are(batches: Sequence[Batch]) -> ColumnElement[bool]:
     """Whether a row is one of these batches, with the fence of our lease."""
-    return tuple_(Batch.id, Batch.fence).in_([(batch.id, batch.fence) for batch in batches])
+    ids = bindparam(None, [batch.id for batch in batches], ARRAY(Uuid))
+    fences = bindparam(None, [batch.fence for batch in batches], ARRAY(BigInteger))
+    held = func.unnest(ids, fences).table_valued("id", "fence").render_derived()
+    return tuple_(Batch.id, Batch.fence).in_(select(held.c.id, held.c.fence))
+
+
+def _is_any_of(column: SQLColumnExpression[UUID], ids: Sequence[UUID]) -> ColumnElement[bool]:
+    """As `column.in_(ids)`, by the same statement for any number of ids, which stays prepared."""
+    return column == any_(bindparam(None, ids, ARRAY(Uuid)))
 
 
 def _seal(batches: Sequence[Batch]) -> None:
@@ -166,7 +188,7 @@ def _files(batches: Sequence[Batch]) -> Sequence[File]:
     ids = [id for batch in batches for id in (batch.output_file_id, batch.error_file_id) if id]
     with db.reading() as session:
         return session.scalars(
-            select(File).where(File.id.in_(ids), File.deleted_at.is_(None))
+            select(File).where(_is_any_of(File.id, ids), File.deleted_at.is_(None))
         ).all()
 
 
@@ -309,8 +331,12 @@ def _mark(
     ).all()
     if len(marked) < len(batches):
         raise _LostLease
-    # The checks of a batch of many million lines take minutes.
-    db.lift_timeouts(session)
+    if sum(batch.total for batch in batches) <= LINES_AT_ONCE:
+        # Planning the checks of a few batches takes several times as long as running them.
+        db.plan_generically(session)
+    else:
+        # The checks of a batch of many million lines take minutes.
+        db.lift_timeouts(session)
     for difference in reconcile.of_batches(session, [batch.id for batch in batches]):
         raise Unsealable(f"{difference.what}: {difference.found}, expected {difference.expected}")
     objects = {

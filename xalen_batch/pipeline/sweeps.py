@@ -34,7 +34,7 @@ logger = log.get(__name__)
 TURN = 3.0
 HOUR = 3_600.0
 KEYS_AT_ONCE = 1_000
-FILES_AT_ONCE = 100
+FILES_AT_ONCE = 500
 OBJECTS_AT_ONCE = 1_000
 # Seconds after which the system has written an object to the disk; its rows are not dropped before.
 WRITTEN_BACK = HOUR

@@ -191,7 +191,7 @@ class _CustomIds:
 
 
 def _lines_of(file: File) -> Iterator[merged.Numbered]:
-    return merged.numbered(FilePart(file.part), content.whole(content.of(file)))
+    return merged.numbered(FilePart(file.part or FilePart.OUTPUT), content.whole(content.of(file)))
 
 
 def _input_chunks(key: str) -> Iterator[bytes]:

@@ -5,7 +5,6 @@ file is ready once its row has size and digest. The transaction that writes them
 and deletes the run's requests from the inbox.
 """
 
-import hashlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -59,12 +58,7 @@ class Assembled:
 
     def count(self, session: Session) -> None:
         """Make the file ready, as an upload is. The caller holds the lease in its transaction."""
-        session.execute(
-            update(File)
-            .where(File.id == self.file_id)
-            .values(size=self.size, sha256=self.sha256)
-            .execution_options(synchronize_session=False)
-        )
+        files.make_ready(session, self.file_id, self.size, self.sha256)
         if self.manifest is not None:
             session.execute(
                 update(ScheduleRun)
@@ -90,29 +84,25 @@ def assemble(batch: Batch, extend: Callable[[], None]) -> Assembled | Fault | No
     definition = None if run is None else Definition.model_validate(run.definition)
     if run is None or definition is None or definition.input_file_id is not None:
         return FILE_NOT_READY
-    digest, size = hashlib.sha256(), 0
     manifest = None if run.manifest is None else [dict(entry) for entry in run.manifest]
 
-    def counted() -> Iterator[bytes]:
-        nonlocal size
+    def blocks() -> Iterator[bytes]:
         content = _content(batch, run, definition, manifest or [])
         # No cap for an inbox: requests were assigned by the limit that held at the time.
         if definition.inbox is None:
             content = capped(content)
         for block in _blocks(content):
-            size += len(block)
-            digest.update(block)
             yield block
             # After the last block too: a process that was frozen until its lease ended must not
             # replace the bytes of its successor.
             extend()
 
     try:
-        storage.write(storage.key(file.id), counted())
+        size, sha256 = storage.write_digested(storage.key(file.id), blocks())
     except Unfit as unfit:
         return unfit.fault
     marks.confirm_kept(storage.key(file.id))
-    return Assembled(file.id, run.id, size, digest.digest(), manifest)
+    return Assembled(file.id, run.id, size, sha256, manifest)
 
 
 def traced(faults: Faults, manifest: Sequence[dict[str, Any]]) -> Faults:

@@ -14,7 +14,7 @@ import tomli_w
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from xalen_batch.accounts import accounts, audit
+from xalen_batch.accounts import accounts, audit, sessions
 from xalen_batch.accounts import keys as api_keys
 from xalen_batch.accounts.accounts import Owner, Scope
 from xalen_batch.errors import ConfigError, Unauthenticated
@@ -40,6 +40,13 @@ def keys(session: Session, path: Path) -> dict[str, str]:
         name: secret or _new(session, livemode=name == "live_key")
         for name, secret in working.items()
     }
+
+
+def sign_in_link(session: Session, credentials: Credentials) -> str:
+    """The address that signs a browser in to the console once, in test mode."""
+    caller = accounts.authenticate(session, credentials.test_key)
+    origin = credentials.base_url.removesuffix("/v1")
+    return f"{origin}/console/sign-in/{sessions.link(session, caller)}"
 
 
 def write(path: Path, credentials: Credentials) -> None:

@@ -43,6 +43,8 @@ HEALTHY_AFTER = 60.0
 SPARE_CONNECTIONS = 20
 
 Say = Callable[[str], None]
+# Takes the credentials, and the link to the console; None: it is off.
+OnReady = Callable[[Credentials, str | None], None]
 
 
 class Service(Protocol):
@@ -191,7 +193,7 @@ class Supervisor:
     def _children(self) -> list[Child]:
         return [*self._local, *self._workers, *self._front]
 
-    def run(self, on_ready: Callable[[Credentials], None], on_started: Callable[[], None]) -> None:
+    def run(self, on_ready: OnReady, on_started: Callable[[], None]) -> None:
         """Return after a clean stop; raise ConfigError if a part does not start."""
         with self._signals_handled():
             try:
@@ -199,7 +201,7 @@ class Supervisor:
                 on_started()
                 self._is_starting = False
                 if not self._signals:
-                    on_ready(ready)
+                    on_ready(ready, self._link(ready))
                     self._watch()
             except _Interrupted:
                 pass
@@ -245,6 +247,14 @@ class Supervisor:
         ready = Credentials(ports.base_url(self._listener.host, self._listener.port), **keys)
         credentials.write(path, ready)
         return ready
+
+    def _link(self, ready: Credentials) -> str | None:
+        if settings().console == "off":
+            return None
+        with db.transaction() as session:
+            link = credentials.sign_in_link(session, ready)
+        db.engine().dispose()
+        return link
 
     def _start_stores(self) -> None:
         logs = self._data_dir / "logs"
@@ -355,7 +365,7 @@ def up(
     port: int,
     is_port_asked: bool,
     say: Say,
-    on_ready: Callable[[Credentials], None],
+    on_ready: OnReady,
     local: Mapping[str, Sequence[str]] | None = None,
     on_started: Callable[[], None] = lambda: None,
 ) -> None:
@@ -370,6 +380,8 @@ def up(
     data_dir = data_dir.absolute()
     # The data folder may hold the catalog file.
     export({"XALEN_DATA_DIR": str(data_dir)})
+    if "console" not in settings().model_fields_set:
+        export({"XALEN_CONSOLE": "on"})
     catalog.warn_of_unknown_settings()
     # `say` informs the user in the terminal; the parts write logs of their own.
     logging.root.setLevel(max(logging.root.level, logging.WARNING))

@@ -146,9 +146,7 @@ class Reader:
                 yield content[max(0, start - offset) : end - offset]
 
     def _content(self, n: int) -> bytes:
-        raw = obstore.get_range(
-            storage.store(), self._key, start=self._ends[n], end=self._ends[n + 1]
-        )
+        raw = storage.read(self._key, self._ends[n], self._ends[n + 1])
         length = min(FRAME_BYTES, self.size - n * FRAME_BYTES)
         try:
             # The limit also holds for a damaged frame.
@@ -184,4 +182,4 @@ def _last(key: str, stored_size: int, length: int) -> bytes:
     start = max(0, stored_size - length)
     if start == stored_size:
         return b""
-    return bytes(obstore.get_range(storage.store(), key, start=start, end=stored_size))
+    return storage.read(key, start, stored_size)

@@ -175,7 +175,7 @@ def refuse_if_disabled(endpoint: WebhookEndpoint) -> None:
         name = ids.render("whe", endpoint.id)
         raise WebhookDisabled(
             f'Webhook {name} is disabled. Enable it first: PATCH /v1/webhooks/{name} {{"enabled":'
-            " true}."
+            f" true}}, or `xalen-batch webhooks update {name} --enabled on`."
         )
 
 

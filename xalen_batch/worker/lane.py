@@ -315,8 +315,10 @@ class Lane:
                 # The circuit opened while this coroutine waited for its grant.
                 self._rates.settle(expected, None)
                 return None
+        entry.attempts, entry.is_sent = entry.attempts + 1, True
         number = self.circuit.sent(source)
-        entry.sent(number, self._clock())
+        if not entry.first:
+            entry.first, entry.first_at = number, self._clock()
         epoch, timed, outcome = self.concurrency.started(), self._pace.started(), None
         try:
             outcome = await self.backend.send(request)
@@ -326,7 +328,7 @@ class Lane:
             outcome = Retryable(f"an internal error ({type(error).__name__})")
         finally:
             self.concurrency.ended(epoch, self._signal(source, outcome))
-            self._pace.ended(timed, source, outcome)
+            entry.seconds = self._pace.ended(timed, source, outcome)
             if self._rates is not None:
                 self._rates.settle(expected, used(outcome))
             self.on_ended()
@@ -347,7 +349,7 @@ class Lane:
 
     def _failed(self, entry: Entry, outcome: Retryable) -> None:
         source = entry.work.source
-        entry.unanswered(failed_attempt(outcome, self._clock() - entry.sent_at))
+        entry.unanswered(failed_attempt(outcome, entry.seconds))
         self.silence.failed(outcome.reason)
         # Overload lowers the limit. Overload of the only request in flight counts as a broken
         # backend.

@@ -73,14 +73,15 @@ class Pace:
             self._timer = asyncio.get_running_loop().call_later(INTERVAL, self._report)
         return self._number
 
-    def ended(self, number: int, source: Source, outcome: Outcome | None) -> None:
-        """The request has ended. `outcome` None: it was cancelled."""
+    def ended(self, number: int, source: Source, outcome: Outcome | None) -> float:
+        """The request has ended. `outcome` None: it was cancelled. Returns its seconds."""
         seconds = time.monotonic() - self._in_flight.pop(number)
         if isinstance(outcome, Retryable):
             self._sample.failed += 1
             self._failed(outcome, source)
         elif outcome is not None:
             self._sample.answers.append(seconds)
+        return seconds
 
     def close(self) -> None:
         """Log the failures that were only counted, and stop."""

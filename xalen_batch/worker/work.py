@@ -70,20 +70,12 @@ class Entry:
     # Requests sent for it, and those whose failure counts against its line.
     attempts: int = 0
     failed: int = 0
-    # The number of its first request (`Circuit.sent`), and the lane's clock when it was sent; and
-    # the clock when its last request was sent.
+    # The number of its first request (`Circuit.sent`), and the lane's clock when it was sent.
     first: int = 0
     first_at: float = 0.0
-    sent_at: float = 0.0
+    # How long its last request took.
+    seconds: float = 0.0
     is_sent: bool = False
-
-    def sent(self, number: int, now: float) -> None:
-        """Its next request is sent: the number of the request, and the lane's clock."""
-        self.attempts += 1
-        self.is_sent = True
-        self.sent_at = now
-        if not self.first:
-            self.first, self.first_at = number, now
 
     def unanswered(self, attempt: Attempt) -> None:
         """Tell the work of each line that its last request brought no answer."""

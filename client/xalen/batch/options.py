@@ -38,6 +38,8 @@ class RetryOptions(Overrides, total=False):
     # As in the first batch, if left out.
     completion_window: str
     metadata: Mapping[str, str]
+    # Of the retry alone; that of the first batch does not get its events.
+    webhook: BatchWebhook
 
 
 def idempotency(key: str | None, what: str) -> dict[str, str]:

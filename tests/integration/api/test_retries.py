@@ -124,7 +124,10 @@ def test_the_merged_errors_are_the_lines_that_failed_in_all_retries(api: Api, fi
 def test_the_python_client_gives_the_last_result_of_each_line(api: Api, first: Batch) -> None:
     name = ids.render("batch", first.id)
     with XALEN(base_url=f"http://127.0.0.1:{api.port}/v1", api_key=api.key) as client:
-        retry = client.batches.retry(name)
+        retry = client.batches.retry(name, webhook={"url": "https://example.com/hooks"})
+        assert [each.url for each in client.webhooks.endpoints.list(batch_id=retry.id)] == [
+            "https://example.com/hooks"
+        ]
         batch_id = ids.parse("batch", retry.id)
         assert batch_id is not None
         validate.run(batch_id)

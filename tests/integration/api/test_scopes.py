@@ -123,6 +123,7 @@ class World:
             "batch_id": found[batch],
             "schedule_id": schedule,
             "key_id": found[Kind.KEY],
+            "credit_note_id": found[Kind.CREDIT_NOTE],
             "response_id": found[Kind.RESPONSE],
             "message_batch_id": found[
                 Kind.RUNNING_MESSAGE_BATCH if path.endswith("/cancel") else Kind.MESSAGE_BATCH

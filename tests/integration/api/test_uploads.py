@@ -207,15 +207,20 @@ def test_a_part_over_the_limit_is_refused(api: Api) -> None:
 
 
 @pytest.mark.parametrize(
-    ("part", "param"), [(("file", "a", b"x"), "data"), (("data", "a", b""), "data")]
+    ("part", "said"),
+    [
+        (("file", "a", b"x"), "Missing required parameter: `data`"),
+        (("data", "a", b""), "`data` is empty. Send the file's next bytes."),
+    ],
 )
 def test_a_form_without_data_is_refused(
-    api: Api, part: tuple[str, str | None, bytes], param: str
+    api: Api, part: tuple[str, str | None, bytes], said: str
 ) -> None:
     upload = begin(api)
     kind, body = multipart(part)
     answer = api.ask("POST", f"/v1/uploads/{upload}/parts", body, headers={"content-type": kind})
-    assert (answer.status, answer.error["param"]) == (400, param)
+    assert (answer.status, answer.error["param"]) == (400, "data")
+    assert said in answer.error["message"]
 
 
 def test_an_upload_has_a_bounded_number_of_parts(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:

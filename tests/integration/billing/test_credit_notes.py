@@ -5,28 +5,28 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime
 from decimal import ROUND_HALF_UP, Decimal, localcontext
 from typing import Any
-from uuid import UUID
 
 import pytest
 from hypothesis import HealthCheck, Phase, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from sqlalchemy import select, text, update
+from sqlalchemy import select, text
 from sqlalchemy.exc import IntegrityError
 from typer.testing import CliRunner
 
 from tests import factories
 from tests.conftest import as_owner, empty
+from tests.credit_notes import backdate, billed, credit
 from tests.integration.conftest import Api
 from tests.outcome import assert_reconciled
-from tests.statements import IN_MARCH, MARCH, a_caller, an_invoice, issue_due, read
+from tests.statements import MARCH, a_caller, issue_due, read
 from xalen_batch import db, ids, money
 from xalen_batch.accounts import accounts
-from xalen_batch.accounts.accounts import Caller, Owner
+from xalen_batch.accounts.accounts import Owner
 from xalen_batch.billing import credit_notes, reconcile, statement_pages, statements
 from xalen_batch.cli.main import app
 from xalen_batch.errors import InvalidRequest, NotFound
-from xalen_batch.models import AuditEntry, Batch, CreditNote, Invoice
+from xalen_batch.models import AuditEntry, CreditNote
 
 pytestmark = pytest.mark.usefixtures("database", "valkey")
 APRIL = date(2026, 4, 1)
@@ -35,30 +35,6 @@ QUICK = hypothesis_settings(
     suppress_health_check=list(HealthCheck),
     phases=[Phase.explicit, Phase.generate],
 )
-
-
-def billed(caller: Caller, total: str, at: datetime = IN_MARCH) -> UUID:
-    """The id of a batch that was billed so much."""
-    invoice = an_invoice(caller, total, at)
-    with db.transaction() as session:
-        found = session.get_one(Invoice, invoice).batch_id
-        assert found is not None
-        return found
-
-
-def credit(batch_id: UUID, reason: str = "late", **options: Any) -> CreditNote:
-    with db.transaction() as session:
-        return credit_notes.create(
-            session, session.get_one(Batch, batch_id), reason=reason, **options
-        )
-
-
-def backdate(note: CreditNote, at: datetime = IN_MARCH) -> CreditNote:
-    """Move the time of its creation, as if it had been made then."""
-    with as_owner() as session:
-        session.execute(text("SET LOCAL session_replication_role = replica"))
-        session.execute(update(CreditNote).where(CreditNote.id == note.id).values(created_at=at))
-    return note
 
 
 class TestAmount:

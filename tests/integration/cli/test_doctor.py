@@ -68,6 +68,15 @@ def test_a_sound_installation_passes(
     assert checks["backend of mistral-small-3-1"]["status"] == "warning"
 
 
+def test_the_data_folder_may_be_named(
+    doctor: Doctor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XALEN_DATA_DIR", "nowhere")
+    (tmp_path / "data").mkdir(mode=0o700, exist_ok=True)
+    _, checks = doctor("--data-dir", str(tmp_path / "data"))
+    assert checks["data folder"]["detail"] == str(tmp_path / "data")
+
+
 def test_it_makes_nothing(
     doctor: Doctor, configure: Callable[..., None], valkey: redis.Redis, tmp_path: Path
 ) -> None:

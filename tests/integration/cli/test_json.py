@@ -4,6 +4,8 @@ with `data` and `has_more`.
 
 import json
 from collections.abc import Callable, Iterator
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,14 @@ from typer.testing import CliRunner
 
 from tests import billing, factories
 from tests.billing import Ran
-from tests.factories import chat_line, jsonl
+from tests.factories import RERANK_MODEL, chat_line, jsonl
 from tests.model_servers import VLLM, imitate
 from tests.unit.cli.fake_api import Api, serving
 from tests.unit.cli.schedules.answers import PREVIEW, RUN, SCHEDULE, ok
 from xalen_batch import db, ids
 from xalen_batch.accounts import keys
 from xalen_batch.accounts.accounts import Owner
+from xalen_batch.billing import price_changes, sign_offs
 from xalen_batch.cli import client
 from xalen_batch.cli.main import app
 from xalen_batch.endpoints.usage import Usage
@@ -173,8 +176,16 @@ CALLS: dict[str, tuple[list[str], list[Any]]] = {
     "prices": ([], []),
     "prices list": ([], []),
     "prices sync": (["--yes"], []),
+    "prices set": (["mistral-small-3-1", "input=1", "--from", "2027-01-01"], []),
+    "prices upcoming": ([], []),
+    "prices cancel": (["UPCOMING"], []),
     "credits create": (["BILLED", "--reason", "late"], []),
     "credits list": (["acme"], []),
+    "statements sign-off": (["2026-03"], []),
+    "statements list": ([], []),
+    "statements verify": ([], []),
+    "statements export": (["2026-03", "BOOKS"], []),
+    "statements verify-files": (["EXPORTED"], []),
     "keys create": (["--account", "acme"], []),
     "keys list": ([], []),
     "keys rotate": (["KEY"], []),
@@ -212,6 +223,11 @@ LISTS = {
         "credits list",
         "prices list",
         "prices sync",
+        "prices set",
+        "statements list",
+        "statements verify",
+        "prices upcoming",
+        "prices cancel",
         "keys list",
         "accounts limits",
         "accounts list",
@@ -252,6 +268,14 @@ def words(
             session, Owner(factories.account(session, "acme").id, False), name="ci"
         )
         key_id = ids.render("key", key.id)
+        price_changes.schedule(
+            session,
+            RERANK_MODEL,
+            {"input": Decimal(1)},
+            datetime.now(UTC) + timedelta(days=1),
+        )
+        signed = sign_offs.sign_off(session, date(2026, 3, 1))
+        sign_offs.export(session, signed, tmp_path / "exported")
     billed = billing.ended([Ran(Usage(1_000))])
     with imitate(VLLM) as server:
         catalog = tmp_path / "catalog.toml"
@@ -263,6 +287,9 @@ def words(
             "FILE": str(tmp_path / "in.jsonl"),
             "OUT": str(tmp_path / "out.jsonl"),
             "KEY": key_id,
+            "UPCOMING": RERANK_MODEL,
+            "BOOKS": str(tmp_path / "books"),
+            "EXPORTED": str(tmp_path / "exported"),
             "BILLED": ids.render("batch", billed.id),
             "SERVER": server.url,
         }

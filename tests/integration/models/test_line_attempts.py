@@ -10,6 +10,7 @@ from xalen_batch import db, files, ids
 from xalen_batch.accounts.accounts import Caller
 from xalen_batch.models import LineAttempts, LostLease, line_attempts
 from xalen_batch.models.line_attempts import MOST_LINES, MOST_LOST, MOST_OF_LINE, Attempt
+from xalen_batch.pipeline import claim, record
 
 pytestmark = pytest.mark.usefixtures("database", "valkey")
 
@@ -95,3 +96,14 @@ def test_they_are_erased_with_the_answers(caller: Caller, is_sealed: bool) -> No
     with db.transaction() as session:
         files.delete(session, caller, ids.render("file", batch.output_file_id or ids.new()))
     assert (of_line(2, batch.id), rows(LineAttempts)) == ((0, []), 0)
+
+
+def test_a_worker_that_has_lost_its_lease_writes_none() -> None:
+    batch = ran.submitted([factories.chat_line("a")])
+    held = claim.claim([], with_suspects=True)
+    assert held is not None
+    assert record.record(held.key, held.fence - 1, [], attempts=[(1, busy(1.0))]).is_stale
+    assert of_line(1, batch.id) == (0, [])
+    # Without any outcome, as of a line that waits for its retry.
+    assert not record.record(held.key, held.fence, [], attempts=[(1, busy(1.0))]).is_stale
+    assert of_line(1, batch.id) == (1, [busy(1.0)])

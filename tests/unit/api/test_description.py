@@ -35,6 +35,8 @@ ANTHROPICS = {
 }
 UNREADY = {"livez", "readyz"}
 DOWNLOADS = {"downloadFile", "getBatchOutput", "getBatchErrors"}
+PDF = {"downloadInvoicePdf", "downloadStatementPdf"}
+CSV = {"downloadInvoiceLines", "downloadInvoices"}
 STREAM = "streamBatchEvents"
 
 
@@ -80,6 +82,15 @@ def test_no_answer_is_without_a_shape(name: str) -> None:
         return
     if name == "getMessageBatchResults":
         assert (kind, media["schema"]) == ("application/x-jsonl", {"type": "string"})
+        return
+    if name in PDF:
+        assert (kind, media["schema"]) == (
+            "application/pdf",
+            {"type": "string", "format": "binary"},
+        )
+        return
+    if name in CSV:
+        assert (kind, media["schema"]) == ("text/csv", {"type": "string"})
         return
     if name == STREAM:
         assert (kind, media["schema"]) == ("text/event-stream", {"type": "string"})

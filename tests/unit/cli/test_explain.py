@@ -29,7 +29,9 @@ LINE = {
     "answered_by": "openai",
     "request": {"custom_id": "a/b %", "body": {"text": "x" * 3_000}},
     "result": None,
-    "attempts": None,
+    "reason": None,
+    "failed_attempts": 0,
+    "attempts": [],
     "usage": {"input_tokens": 1_000, "output_tokens": 500, "source": "reported"},
     "charge": CHARGE,
 }
@@ -69,3 +71,18 @@ def test_the_price_is_shown_as_a_sum() -> None:
 )
 def test_a_charge_without_components(charge: dict[str, Any], shown: str) -> None:
     assert shown in run(LINE | {"charge": charge, "attempts": "It failed 3 times."})[1]
+
+
+def test_failed_attempts_and_the_reason_of_a_line_that_waits() -> None:
+    attempt = {"at": 1_795_888_000, "seconds": 0.12, "error": "server_error", "status_code": 500}
+    lost = {"at": 1_795_888_060, "seconds": None, "error": "worker_lost", "status_code": None}
+    attempts = [attempt | {"server": 2}, lost | {"server": None}]
+    _, printed = run(
+        LINE
+        | {"status": "waiting", "reason": "No worker runs.", "failed_attempts": 1_002}
+        | {"attempts": attempts, "usage": None, "charge": None}
+    )
+    assert "reason           No worker runs." in printed
+    assert "failed attempts  1,002; the last 2:" in printed
+    assert "server error (500) at server 2 after 0.12 s" in printed
+    assert " UTC worker lost\n" in printed

@@ -15,6 +15,7 @@ from xalen_batch.billing.charges import Tariff
 from xalen_batch.catalog import models
 from xalen_batch.endpoints.names import CHAT
 from xalen_batch.endpoints.usage import Usage
+from xalen_batch.models.line_attempts import Attempt
 from xalen_batch.pipeline.claim import Claim, ClaimedLine
 from xalen_batch.worker import execute
 from xalen_batch.worker.execute import TaskRun
@@ -160,3 +161,16 @@ def test_a_full_buffer_is_reason_enough_to_record() -> None:
     assert not run._is_due.is_set()
     run.over(LINES[1], Answered(200, b"x", Usage()))
     assert run._is_due.is_set()
+
+
+def test_the_attempts_of_taken_outcomes_are_taken_once_and_bounded() -> None:
+    run = a_run(3)
+    attempt = Attempt(1.0, 0.1, "busy", 503, 1)
+    run.attempt_failed(LINES[0], attempt)
+    run.attempt_failed(LINES[1], attempt)
+    run.over(LINES[0], ANSWER)
+    assert run.take_attempts() == [(1, attempt), (2, attempt)]
+    assert run.take_attempts() == []
+    for _ in range(execute.MOST_ATTEMPTS + 5):
+        run.attempt_failed(LINES[2], attempt)
+    assert len(run.take_attempts()) == execute.MOST_ATTEMPTS

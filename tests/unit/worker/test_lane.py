@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import pytest
@@ -135,6 +135,32 @@ def test_a_failure_is_tried_again_until_the_answer() -> None:
         backend = Script(BROKEN, BROKEN, OK)
         assert await Lines().run(Lane(backend, 1)) == [OK]
         assert backend.sent == 3
+
+    run(main)
+
+
+def test_each_failed_attempt_is_told_and_no_other() -> None:
+    async def main() -> None:
+        lines = Lines()
+        busy = replace(BUSY, server=2)
+        assert await lines.run(Lane(Script(busy, BROKEN, OK), 1)) == [OK]
+        told = [(line, one.error, one.status, one.server) for line, one in lines.attempts]
+        assert told == [(0, "busy", 429, 2), (0, "server_error", 500, 1)]
+        good = Lines(2)
+        await good.run(Lane(Script(OK, Refused(400, b"{}")), 1))
+        assert good.attempts == []
+
+    run(main)
+
+
+def test_a_line_that_is_returned_has_told_its_attempts(configure: Callable[..., None]) -> None:
+    configure(circuit_failures=2)
+
+    async def main() -> None:
+        lines = Lines(3)
+        outcomes = await lines.run(Lane(Script(BROKEN), 1))
+        assert set(map(type, outcomes)) == {NotRun}
+        assert len(lines.attempts) == 2
 
     run(main)
 
@@ -423,7 +449,9 @@ def test_a_lane_has_room_until_a_full_limit_waits_behind_those_in_flight() -> No
 def test_a_lane_asks_for_more_once_while_some_lines_still_wait() -> None:
     async def main() -> None:
         asked: list[int] = []
-        lane = Lane(Script(OK), 10, on_capacity=lambda: asked.append(lane.unfinished))
+        lane = Lane(
+            Script(OK), 10, on_capacity=lambda: asked.append(lane.unfinished), clock=lambda: 0.0
+        )
         await Lines(40).run(lane)
         assert asked == [14]
         # The engine claims again anyway after a claim that left free capacity.

@@ -23,7 +23,7 @@ from xalen_batch.api.deps import BriefSubmitter
 from xalen_batch.api.http import budget
 from xalen_batch.api.receive import UPLOAD_BYTES
 from xalen_batch.config import settings
-from xalen_batch.errors import InvalidRequest, TooLarge, XalenError
+from xalen_batch.errors import InvalidRequest, TooLarge, Unavailable, XalenError
 from xalen_batch.ratelimit import account
 from xalen_batch.storage import marks
 from xalen_batch.validation import apart
@@ -86,7 +86,15 @@ async def _spool(request: Request, key: str) -> tuple[int, bytes]:
 def _convert(caller: Caller, document: str, target: str, size: int) -> Written:
     """Write the input file, in a process of its own if the document is large."""
     with long_work.admitted(caller) if size > apart.SMALL_BYTES else nullcontext():
-        found = apart.run(partial(convert, document, target), size=size)
+        try:
+            found = apart.run(partial(convert, document, target), size=size)
+        except Unavailable:
+            # Clients repeat a 503, and the same document would take as long again.
+            raise TooLarge(
+                f"Reading the request took more than {apart.WORK_TIMEOUT:g} s. Split it into"
+                " several batches.",
+                code="request_too_large",
+            ) from None
     if isinstance(found, XalenError):
         raise found
     return found

@@ -62,6 +62,12 @@ def _stored(answer: IdempotentAnswer, body: bytes) -> Response:
     return Response(body, headers=headers, media_type=JSON)
 
 
+def secret_for(caller: Caller, answer: BaseModel) -> Response:
+    """The one answer that has a secret, which nothing on the way may keep."""
+    body = scopes.render(answer, caller.scopes)
+    return Response(body, headers={"cache-control": "no-store"}, media_type=JSON)
+
+
 class Stream(StreamingResponse):
     """Streams pieces of at most about 1 MiB; reads one ahead while the client takes the one before.
 

@@ -1,8 +1,11 @@
 """`doctor`: runs all checks, and shows a line for each."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -16,13 +19,33 @@ commands = typer.Typer()
 
 
 @commands.command(
-    rich_help_panel="Server", epilog=examples("xalen-batch doctor", "xalen-batch doctor --json")
+    rich_help_panel="Server",
+    epilog=examples(
+        "xalen-batch doctor",
+        "xalen-batch doctor --data-dir /srv/xalen",
+        "xalen-batch doctor --json",
+    ),
 )
-def doctor(as_json: Json = False) -> None:
+def doctor(
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="The data folder of `xalen-batch up`. If not given: XALEN_DATA_DIR, or .xalen.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Check Python, the data folder, the stores, the catalog and every backend.
 
     Exit 1 if something is wrong.
     """
+    if data_dir is not None:
+        # Before any check: the settings, and the services that a check asks, read the environment.
+        from xalen_batch.config import settings
+
+        os.environ["XALEN_DATA_DIR"] = str(data_dir)
+        settings.cache_clear()
     checks = list(_checks())
     is_ok = all(check.status != "failed" for check in checks)
     if as_json:

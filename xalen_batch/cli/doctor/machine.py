@@ -20,7 +20,10 @@ def python() -> str:
 def data_folder() -> str:
     folder = connection.data_dir()
     if not folder.exists():
-        raise Doubtful(f"{folder} is not there. `xalen-batch up` makes it.")
+        raise Doubtful(
+            f"{folder} is not there. `xalen-batch up` makes it; if it runs on another folder, name"
+            " that with --data-dir."
+        )
     if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
         raise Wrong(f"{folder} cannot be read and written by this user.")
     if stat.S_IMODE(folder.stat().st_mode) & stat.S_IRWXO:

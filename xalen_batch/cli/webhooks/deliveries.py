@@ -80,7 +80,9 @@ def _attempted(client: ApiClient, webhook_id: str, event_id: str) -> dict[str, A
 @with_option_groups
 def deliveries(
     webhook_id: WebhookId,
-    state: Annotated[State | None, typer.Option(help="Only those in this state.")] = None,
+    state: Annotated[
+        State | None, typer.Option(help="Only those that are `pending`, `delivered` or `failed`.")
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, metavar="N", help="How many to show.")] = 20,
     as_json: Json = False,
     *,
@@ -126,10 +128,11 @@ def redeliver(
 def replay(
     webhook_id: WebhookId,
     since: Annotated[
-        str, typer.Option("--from", metavar="TIME", help="The first time, UTC: `2026-11-01`.")
+        str,
+        typer.Option("--from", metavar="TIME", help="Events from this time on, UTC: `2026-11-01`."),
     ],
     until: Annotated[
-        str, typer.Option("--to", metavar="TIME", help="The time before which it ends, UTC.")
+        str, typer.Option("--to", metavar="TIME", help="Events before this time, UTC.")
     ],
     state: Annotated[
         Replayed,

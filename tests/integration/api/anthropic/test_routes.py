@@ -18,6 +18,7 @@ from tests.integration.conftest import Api, new_key
 from xalen_batch import db, ids, storage
 from xalen_batch.models import Batch, File
 from xalen_batch.pipeline import finalize, seal, validate
+from xalen_batch.validation import apart
 from xalen_batch.worker.engine import Engine
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -276,6 +277,22 @@ def test_a_large_document_is_converted_apart(
     refused = api.ask("POST", PATH, {"requests": requests(*[params] * 1_000, {}) + requests({})})
     assert refused.status == 400
     assert "'request-0' is there twice" in refused.json["error"]["message"]
+
+
+def test_a_document_that_takes_too_long_is_not_sent_again(
+    api: Api, configure: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(validation_processes=1)
+    monkeypatch.setattr(apart, "WORK_TIMEOUT", 0.0)
+    params = PARAMS | {"system": "Be brief. " * 100}
+    client = sdk(api).with_options(max_retries=2)
+    before = objects()
+    with pytest.raises(anthropic.APIStatusError) as caught:
+        client.messages.batches.create(requests=requests(*[params] * 1_000))
+    assert caught.value.status_code == 413
+    assert "Split it into several batches" in str(caught.value)
+    assert caught.value.response.request.headers["x-stainless-retry-count"] == "0"
+    assert objects() == before
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from xalen_batch.api.anthropic import elements as reader
 from xalen_batch.api.anthropic.elements import elements
 from xalen_batch.errors import InvalidRequest, TooLarge
 
@@ -97,6 +98,17 @@ def test_a_long_value_is_refused_before_it_is_held(value: str, where: str) -> No
     # Endless: refused without its end.
     with pytest.raises(TooLarge):
         found(document[:-10] + value[1:-1].encode() * 3, 100, longest=1_000)
+
+
+def test_a_document_of_brackets_is_refused_before_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "MOST_BRACKETS", 1_000)
+    values = [[[[]]] * 100] * 10
+    document = json.dumps({"requests": values}).encode()
+    with pytest.raises(TooLarge, match="more than 1,000 nested objects and lists"):
+        found(document)
+    # Those without nested ones do not count.
+    flat = [{"messages": [{"role": "user", "content": "]}"}] * 1_000}]
+    assert found(json.dumps({"requests": flat}).encode()) == flat
 
 
 def test_deep_nesting_takes_no_more_memory_than_its_bytes() -> None:
