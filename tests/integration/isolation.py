@@ -15,11 +15,11 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from tests import factories
+from tests.described import description
 from tests.integration.conftest import multipart
-from xalen_batch.api.app import create_app
 from xalen_batch.endpoints.names import CHAT
 
-DESCRIPTION: dict[str, Any] = create_app().openapi()
+DESCRIPTION: dict[str, Any] = description()
 # Routes that need no key. All others must need one.
 PUBLIC = {
     "/",

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from tests import factories, ran
+from tests.described import description
 from tests.integration import isolation
 from tests.integration.conftest import Answer, Api, multipart, new_key
 from xalen_batch import config, db, ids
 from xalen_batch.accounts.accounts import Owner, Scope, authenticate
 from xalen_batch.accounts.quotas import Quota
-from xalen_batch.api import app
 from xalen_batch.endpoints.names import CHAT, ENDPOINTS
 from xalen_batch.models import Batch
 from xalen_batch.ratelimit import account
@@ -30,7 +30,7 @@ NO_UPLOAD = f"/v1/uploads/upload_{'0' * 32}"
 NO_WEBHOOK = f"/v1/webhooks/whe_{'0' * 32}"
 NO_ENDPOINT = f"/v1/webhook_endpoints/whe_{'0' * 32}"
 NO_FILE = "/v1/files/file-" + "0" * 32
-DESCRIBED = app.create_app().openapi()["paths"]
+DESCRIBED = description()["paths"]
 
 
 @dataclass(frozen=True)

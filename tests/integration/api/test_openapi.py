@@ -15,9 +15,9 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from tests.described import description
 from tests.integration.conftest import Api
 from xalen_batch import ids
-from xalen_batch.api import app
 
 # Examples of each operation; XALEN is not in its name, since it is no setting of the product.
 EXAMPLES = int(os.environ.get("OPENAPI_EXAMPLES", "8"))
@@ -28,7 +28,7 @@ CHECKS = [
     content_type_conformance,
 ]
 
-schema = schemathesis.openapi.from_dict(app.create_app().openapi())
+schema = schemathesis.openapi.from_dict(description())
 OPERATIONS = [operation.ok() for operation in schema.get_all_operations()]
 
 

@@ -12,10 +12,10 @@ from uuid import UUID
 import pytest
 
 from tests import factories
+from tests.described import description
 from tests.integration.conftest import Api
 from tests.waiting import PATIENCE
 from xalen_batch import ids
-from xalen_batch.api import app
 
 # Bytes of UTF-8, or not: a lone surrogate, an overlong slash, a byte that begins nothing.
 TEXTS: tuple[bytes, ...] = (
@@ -81,7 +81,7 @@ class Parameter(NamedTuple):
 
 
 def parameters() -> Iterator[Parameter]:
-    for path, methods in app.create_app().openapi()["paths"].items():
+    for path, methods in description()["paths"].items():
         for method, operation in methods.items():
             for parameter in operation.get("parameters", ()):
                 if parameter["in"] in ("path", "query"):

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from xalen_batch.api import app
+from tests.described import description
 
-DESCRIPTION = app.create_app().openapi()
+DESCRIPTION = description()
 OPERATIONS = {
     operation["operationId"]: operation
     for methods in DESCRIPTION["paths"].values()

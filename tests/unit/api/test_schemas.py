@@ -12,8 +12,8 @@ import pytest
 from openai.types import Batch as ClientBatch
 from openai.types import FileObject as ClientFile
 
+from tests.described import description
 from xalen_batch import ids
-from xalen_batch.api.app import create_app
 from xalen_batch.api.schedule_schemas import RunObject, ScheduleObject
 from xalen_batch.api.schemas import BatchObject, FileObject
 from xalen_batch.batches.batches import Progress
@@ -291,7 +291,7 @@ def test_a_schedule_has_every_key_in_every_status(status: ScheduleStatus) -> Non
 
 
 def test_the_description_of_a_change_is_that_of_a_schedule_with_nothing_required() -> None:
-    described = create_app().openapi()
+    described = description()
     schemas = described["components"]["schemas"]
     assert schemas["Changes"]["properties"] == schemas["Definition"]["properties"]
     assert (schemas["Changes"]["required"], schemas["Definition"]["required"]) == (

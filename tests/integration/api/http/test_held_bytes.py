@@ -13,12 +13,13 @@ from typing import Any
 import orjson
 import pytest
 
+from tests.described import description
 from tests.integration.conftest import Api, multipart, new_key
 from tests.waiting import wait_until
 from xalen_batch import db, ids, storage
 from xalen_batch.accounts import accounts
 from xalen_batch.accounts.accounts import Owner
-from xalen_batch.api import app, batches, files, receive, schedules
+from xalen_batch.api import batches, files, receive, schedules
 from xalen_batch.api.http import budget, middleware, responses
 from xalen_batch.config import MiB
 from xalen_batch.results import content
@@ -29,7 +30,7 @@ SCHEDULE = {"name": "s", "cron": "0 0 1 1 *", "endpoint": "/v1/chat/completions"
 
 def routes() -> list[tuple[str, str]]:
     """Every method and path of the API that needs a key."""
-    paths = app.create_app().openapi()["paths"]
+    paths = description()["paths"]
     return sorted(
         (method.upper(), path)
         for path, methods in paths.items()

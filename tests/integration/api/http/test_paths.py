@@ -12,16 +12,16 @@ import openai
 import pytest
 from structlog.testing import capture_logs
 
+from tests.described import description
 from tests.integration.conftest import Api
 from tests.waiting import PATIENCE, wait_until
 from xalen_batch import storage
-from xalen_batch.api import app
 from xalen_batch.results import results
 
 CONTENT = b'{"custom_id": "a"}\n' * 1000
 
 
-DESCRIBED = app.create_app().openapi()["paths"]
+DESCRIBED = description()["paths"]
 PAGES = {
     "/",
     "/v1",
