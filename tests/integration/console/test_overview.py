@@ -88,3 +88,13 @@ def test_another_text_leads_nowhere(signed_in: Callable[..., Person]) -> None:
     seen = signed_in().browser.get("/console/go?id=nothing")
     assert seen.status == 404
     assert "is not an id that has a page" in seen.text
+
+
+def test_the_root_leads_here_unless_json_is_asked_for(
+    visitor: Person, configure: Callable[..., None]
+) -> None:
+    html = {"accept": "text/html,*/*"}
+    assert visitor.browser.get("/", **html).status == 200
+    configure(console="on")
+    assert visitor.browser.get("/", **html).location == "/console"
+    assert visitor.browser.get("/", accept="*/*").headers["content-type"] == "application/json"
