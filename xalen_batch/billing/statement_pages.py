@@ -226,7 +226,11 @@ def _place(line: Any) -> Place:
 
 
 def _sum_until(session: Session, month: Invoice, last: Place) -> Decimal:
-    """The sum of the month's lines up to one of them: one that was added since is not in it."""
+    """The sum of the month's lines up to one of them.
+
+    An invoice that was added since is not in it, unless the last line is a credit note's: then all
+    invoices of the month are.
+    """
     invoiced = select(func.coalesce(func.sum(Invoice.total), ZERO)).where(
         *statements.of_month(month)
     )

@@ -58,6 +58,8 @@ def rows(session: Session, visitor: Visitor, found: Sequence[Batch], now: int) -
 
     The number of statements does not grow with the batches.
     """
+    if not found:
+        return []
     names = files.names(session, {batch.input_file_id for batch in found})
     costs = _costs(session, found) if Scope.BILLING in visitor.caller.scopes else {}
     return [

@@ -37,23 +37,26 @@ def overview(request: Request, session: Session, visitor: Visitor) -> Response:
     """The state of the account in one mode."""
     now = int(time())
     running = _open(session, visitor, now)
+    if request.headers.get("hx-target") == "running":
+        return views.show(
+            request, visitor, "overview.html", block="now_running", rows=running, now=now
+        )
     found = schedules.page(session, visitor.caller, limit=MOST_SCHEDULES, after=None)
     planned = api.shown(session, found.data)
     notes = attention.of(session, visitor, running, planned, now)
     fires = [each for each in planned if each.next_fire_at is not None]
     fires.sort(key=lambda each: each.next_fire_at or 0)
-    latest = lists.page(session, visitor.caller, BatchFilters(), limit=1, after=None)
+    is_new = not (running or planned or notes) and not _has_any(session, visitor)
     return views.show(
         request,
         visitor,
         "overview.html",
-        block="now_running",
         rows=running,
         notes=notes,
         headline=_headline(running, notes),
         fires=[each for each in fires if each.status == ScheduleStatus.ACTIVE][:MOST_FIRES],
         month=_month(session, visitor),
-        is_new=not latest.data and not planned,
+        is_new=is_new,
         samples=samples(request, None, "/v1/chat/completions"),
         now=now,
     )
@@ -74,6 +77,10 @@ def _open(session: Session, visitor: Visitor, now: int) -> list[BatchRow]:
     ]
     shown = rows(session, visitor, found, now)
     return sorted(shown, key=lambda row: (row.state != "held", row.of.expires_at))
+
+
+def _has_any(session: Session, visitor: Visitor) -> bool:
+    return bool(lists.page(session, visitor.caller, BatchFilters(), limit=1, after=None).data)
 
 
 def _month(session: Session, visitor: Visitor) -> dict[str, Any] | None:

@@ -26,6 +26,13 @@ def test_it_shows_what_runs_and_what_it_costs(visitor: Person) -> None:
     assert "1 invoice, exact 0.00 002" in text
 
 
+def test_htmx_gets_what_runs_alone(visitor: Person) -> None:
+    ran.submitted([factories.chat_line("a")], visitor.caller)
+    seen = visitor.browser.get("/console", **{"hx-request": "true", "hx-target": "running"})
+    assert "input.jsonl" in seen.text
+    assert "<html" not in seen.html
+
+
 def test_a_batch_that_failed_is_told_with_its_next_step(visitor: Person) -> None:
     with db.transaction() as session:
         file = factories.input_file(session, visitor.caller, b"{}", filename="bad.jsonl")

@@ -84,17 +84,17 @@
     input.addEventListener("change", () => input.form.requestSubmit());
   });
 
-  // A part that has no stream is asked for anew every 10 s while the page is seen.
+  // A part that has no stream is asked for anew every 30 s while the page is seen.
   document.querySelectorAll("[data-poll]").forEach((part) => setInterval(() => {
     if (!document.hidden) htmx.ajax("GET", part.dataset.poll, { target: part, swap: "innerHTML" });
-  }, 10000));
+  }, 30000));
 
   // A message of the stream says that something changed; the part of the page is then asked for
-  // anew, at most once a second. A hidden page has no stream. Without streams it asks every 10 s.
+  // anew, at most every 5 s. A hidden page has no stream. Without streams it asks every 10 s.
   document.querySelectorAll("[data-live]").forEach((part) => {
     let stream = null, timer = null, state = part.querySelector("[data-state]")?.dataset.state, next = 0;
     const refresh = async () => {
-      next = Date.now() + 1000;
+      next = Date.now() + 5000;
       await htmx.ajax("GET", part.dataset.from, { target: part, swap: "innerHTML" });
       const now = part.querySelector("[data-state]")?.dataset.state;
       if (now !== state) said(part.querySelector(".note b")?.textContent || "");
