@@ -275,7 +275,7 @@ def test_what_does_not_get_ready_is_stopped_and_the_check_that_failed_is_named(
         "from xalen_batch.cli.main import app\n"
         "files, place = Path(sys.argv[3]) / 'files', marks.place\n"
         "marks.place = lambda: (place(), shutil.rmtree(files), files.write_text(''))\n"
-        "supervisor.READY_TIMEOUT = 10\n"
+        "supervisor.READY_TIMEOUT = 30\n"
         "app()\n"
     )
     refused = subprocess.run(
@@ -286,7 +286,7 @@ def test_what_does_not_get_ready_is_stopped_and_the_check_that_failed_is_named(
         timeout=240,
     )
     assert refused.returncode == 1, refused.stderr
-    assert "Not ready within 10 s: storage failed" in refused.stderr
+    assert "Not ready within 30 s: storage failed" in refused.stderr
     assert f"Its log is {data_dir / 'logs' / 'api.log'}" in refused.stderr
     assert of_folder(data_dir) == {}
     assert not (data_dir / "run.toml").exists()
