@@ -2,10 +2,10 @@
 
 import secrets
 from datetime import datetime
-from typing import Literal
+from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Request, Response
-from fastapi.security.utils import get_authorization_scheme_param
+from fastapi import APIRouter, Depends, Response, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest
 from pydantic import BaseModel, Field
 
@@ -14,16 +14,19 @@ from xalen_batch.batches import demand
 from xalen_batch.config import settings
 from xalen_batch.errors import NotFound, Unauthenticated
 
+_scheme = HTTPBearer(
+    auto_error=False, scheme_name="metricsToken", description="The server's XALEN_METRICS_TOKEN."
+)
+Token = Annotated[HTTPAuthorizationCredentials | None, Security(_scheme)]
 
-def _operator(request: Request) -> None:
+
+def _operator(credentials: Token) -> None:
     """Raise Unauthenticated without the settings' token, and NotFound if they have none."""
     token = settings().metrics_token
     if token is None:
         raise NotFound("Nothing is here: the server has no XALEN_METRICS_TOKEN.")
-    kind, given = get_authorization_scheme_param(request.headers.get("authorization"))
-    if kind.lower() != "bearer" or not secrets.compare_digest(
-        given.encode(), token.get_secret_value().encode()
-    ):
+    given = "" if credentials is None else credentials.credentials
+    if not secrets.compare_digest(given.encode(), token.get_secret_value().encode()):
         raise Unauthenticated("Send the server's XALEN_METRICS_TOKEN as a Bearer token.")
 
 
