@@ -6,7 +6,7 @@ import os
 import threading
 import time
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from decimal import Decimal
 from functools import cache
@@ -216,6 +216,17 @@ def models() -> dict[str, Model]:
     return _in_force().look().models
 
 
+def knowing(ids: Iterable[str]) -> dict[str, Model]:
+    """As `models`; if one of these is missing, the file is read at once if it has changed.
+
+    Another process may have read a change a second or two before this one.
+    """
+    found = _in_force()
+    if not found.look().models.keys() >= set(ids):
+        found.look_at_once()
+    return found.models
+
+
 def fingerprint() -> str:
     """A hash of all models without their descriptive fields, to compare processes by."""
     return _in_force().look().fingerprint
@@ -259,6 +270,12 @@ class _InForce:
             finally:
                 self._lock.release()
         return self
+
+    def look_at_once(self) -> None:
+        """Read the file if it has changed, however lately."""
+        with self._lock:
+            self._seen = self._stamp()
+            self._look()
 
     @property
     def path(self) -> Path | None:

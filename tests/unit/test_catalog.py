@@ -147,6 +147,19 @@ class TestChanges:
         ]
         assert not catalog.has_broken_file()
 
+    def test_a_model_that_was_just_added_is_found_by_who_knows_of_it(
+        self, file: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(catalog, "LOOK_EVERY", 3600.0)
+        catalog.models()
+        file.write_text(NEW + NEW.replace("models.x", "models.y"), "utf-8")
+        assert "y" not in catalog.models()
+        assert "y" not in catalog.knowing({"x"})
+        assert "y" in catalog.knowing({"x", "y"})
+        # A broken file changes nothing, and neither does a model that is nowhere.
+        file.write_text("[models.x", "utf-8")
+        assert catalog.knowing({"z"}).keys() >= {"x", "y"}
+
     def test_a_file_that_is_gone_is_a_broken_one(self, file: Path) -> None:
         file.unlink()
         catalog.models()

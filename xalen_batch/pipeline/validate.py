@@ -264,7 +264,9 @@ def _read(batch: Batch, lease: _Lease) -> Reading:
 
     Raises _LeaseLost, and marks.Elsewhere while the store is unavailable.
     """
-    key, models = storage.key(batch.input_file_id), catalog.models()
+    key = storage.key(batch.input_file_id)
+    # The API that created the batch may know a model that was just added to the catalog's file.
+    models = catalog.knowing(batch.price_snapshot)
     try:
         skips = batch.on_invalid == OnInvalid.SKIP
         found = read.read(
