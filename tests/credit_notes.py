@@ -15,7 +15,7 @@ from xalen_batch.models import Batch, CreditNote, Invoice
 
 
 def billed(caller: Caller, total: str, at: datetime = IN_MARCH) -> UUID:
-    """The id of a batch that was billed so much."""
+    """The id of a batch with an invoice of this amount."""
     invoice = an_invoice(caller, total, at)
     with db.transaction() as session:
         found = session.get_one(Invoice, invoice).batch_id

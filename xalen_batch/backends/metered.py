@@ -37,7 +37,7 @@ class Metered:
 
     @asynccontextmanager
     async def open(self, request: Request) -> AsyncIterator[Events | Refused | Retryable]:
-        """As `send`; who reads the events knows the usage, and counts it."""
+        """As `send`, without the tokens: the reader of the events counts them."""
         started, kind = time.monotonic(), Kind.CANCELLED
         try:
             async with self.inner.open(request) as stream:
