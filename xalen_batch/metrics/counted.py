@@ -4,6 +4,8 @@ Seconds, bytes, tokens and US dollars. No label is an account, an id or any text
 is `live` or `test`. Requests to backends are counted in `metrics/requests.py`, for less CPU.
 """
 
+from functools import cache
+
 from prometheus_client import Counter, Histogram, Info
 
 from xalen_batch import __version__
@@ -84,6 +86,12 @@ UNSEALABLE = Counter(
 SWEEPS_FAILED = Counter(
     "xalen_sweeps_failed", "Steps of sweeps that ended with an unexpected error.", ["sweep"]
 )
+
+
+@cache
+def http(method: str, route: str, status: int) -> tuple[Counter, Histogram]:
+    """The metrics of requests with this answer, looked up once: each request asks for them."""
+    return HTTP_REQUESTS.labels(method, route, status), HTTP_SECONDS.labels(route)
 
 
 def mode(livemode: bool) -> str:

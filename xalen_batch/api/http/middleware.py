@@ -107,8 +107,9 @@ class RequestContext:
             finally:
                 seconds, route = time.perf_counter() - started, _route(scope)
                 method = paths.method(scope)
-                counted.HTTP_REQUESTS.labels(scope["method"], route, status).inc()
-                counted.HTTP_SECONDS.labels(route).observe(seconds)
+                requests, durations = counted.http(scope["method"], route, status)
+                requests.inc()
+                durations.observe(seconds)
                 write = logger.debug if scope["path"] in PROBES else logger.info
                 write(
                     "api.request",
