@@ -6,6 +6,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests import factories, ran
 from tests.integration.conftest import Api
+from tests.waiting import wait_until
 
 TOKEN = "metrics-token-of-the-tests"
 PATHS = ("/v1/demand", "/metrics")
@@ -68,6 +69,5 @@ def test_metrics_are_text_that_prometheus_reads(api: Api, configure: Callable[..
     before = seen()
     assert api.ask("GET", "/v1/models/none-such").status == 404
     # Counted behind the answer.
-    while seen() == before:
-        pass
+    wait_until(lambda: seen() > before)
     assert seen() == before + 1
